@@ -1,0 +1,178 @@
+"""FactorGraph: the one intermediate representation, funsor terms with named inputs plus plates, chains and roles."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+
+import funsor
+from torch import Tensor
+from torch.distributions import constraints
+
+from symhmm.errors import GraphError
+
+funsor.set_backend("torch")
+
+Role = Literal["discrete latent", "observed", "continuous latent", "factor"]
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One log-factor of the model.
+
+    Args:
+        name: the site it comes from; ``y_{time}`` stands for the sites of all steps of the axis ``time``.
+        term: real-valued funsor in nats; its inputs are names of discrete variables, plates and time axes.
+        role: what the site is.
+        frames: the plates and time axes in which the site stands. The term may be constant over some of them (an input
+            is then missing): it still counts once per member.
+        scale: weight set by ``poutine.scale`` (without subsampling, which belongs to the plate). Discrete latents and what
+            depends on them must share one scale, which multiplies their summed-out log-density, as in Pyro.
+    """
+
+    name: str
+    term: funsor.terms.Funsor
+    role: Role
+    frames: tuple[str, ...] = ()
+    scale: float = 1.0
+
+    @property
+    def inputs(self) -> dict[str, int]:
+        """Sizes of the discrete inputs."""
+        return {k: d.size for k, d in self.term.inputs.items() if d.dtype != "real"}
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A conditionally independent context; ``scale`` is full size / subsample size, ``dim`` its Pyro dimension."""
+
+    size: int
+    scale: float = 1.0
+    dim: int | None = None
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A discrete latent that is summed out.
+
+    Args:
+        size: number of values.
+        frames: plates and time axes in which it stands.
+        site: name of its site (``z_{time}`` in a vectorised loop).
+        support: shape (size, *event), the values it takes.
+    """
+
+    size: int
+    frames: tuple[str, ...] = ()
+    site: str = ""
+    support: Tensor | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class ChainVariable:
+    """One discrete latent of a time loop, under the names that it has as seen from a step.
+
+    Args:
+        initial: names at the ``history`` concrete steps before the axis, oldest first; they are ordinary variables.
+        previous: names as seen one to ``history`` steps later, oldest first (``z_{time-2}``, ``z_{time-1}``).
+        current: name at the step itself (``z_{time}``).
+        steps: the site name at each of the ``length`` steps of the axis.
+    """
+
+    initial: tuple[str, ...]
+    previous: tuple[str, ...]
+    current: str
+    steps: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A vectorised ``pyro.markov`` loop: factors that have ``axis`` as a frame hold for each of ``length`` steps.
+
+    ``first`` is the position in the loop of the axis' first step; the steps before it are ordinary factors.
+    """
+
+    axis: str
+    length: int
+    history: int
+    variables: tuple[ChainVariable, ...] = ()
+    first: int = 0
+
+
+@dataclass(frozen=True)
+class Param:
+    """A ``pyro.param``: fixed effect. ``value`` is the initial constrained value."""
+
+    value: Tensor
+    constraint: constraints.Constraint = constraints.real
+    event_dim: int | None = None
+
+
+@dataclass(frozen=True)
+class Latent:
+    """A continuous sample site: random effect if it stands in plates, fixed effect with a prior otherwise.
+
+    ``value`` has shape ``batch_shape + event_shape`` of the site (in the units of the model); ``support`` is the
+    constraint of its prior; ``plates`` maps the name of each plate to its (negative) batch dimension. ``size`` counts along
+    subsampled plates are the full ones.
+    """
+
+    value: Tensor
+    support: constraints.Constraint
+    event_dim: int
+    plates: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True)
+class Observed:
+    """An observed site: ``shape`` of its value (one step's in a vectorised loop) and the family of its distribution."""
+
+    shape: tuple[int, ...]
+    family: str
+    frames: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LoopNote:
+    """How a time loop was captured: ``tier`` is vector, stacked or unrolled; ``reason`` says why it is not vector."""
+
+    tier: str
+    steps: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the program was run to capture it, so that the same run can be repeated under a tracer without deciding again.
+
+    Args:
+        tier: vector, stacked or unrolled.
+        max_plate_nesting: number of rightmost dimensions kept for plates.
+        peel: concrete steps at the start of each loop beyond the usual ones (for branches such as ``if t < 3``).
+        fresh: whether tensors made in a vectorised body start with the time dimension, so that they can be written in place.
+    """
+
+    tier: str = "vector"
+    max_plate_nesting: int = 0
+    peel: int = 0
+    fresh: bool = False
+
+
+@dataclass(frozen=True)
+class FactorGraph:
+    """A log-density as a product of named factors over discrete variables, plates and time axes.
+
+    ``print(graph)`` shows the model to its author. ``check()`` raises `GraphError` when names or sizes disagree.
+    """
+
+    factors: tuple[Factor, ...]
+    variables: Mapping[str, Variable] = field(default_factory=dict)
+    plates: Mapping[str, Plate] = field(default_factory=dict)
+    chains: Mapping[str, Chain] = field(default_factory=dict)
+    params: Mapping[str, Param] = field(default_factory=dict)
+    latents: Mapping[str, Latent] = field(default_factory=dict)
+    observed: Mapping[str, Observed] = field(default_factory=dict)
+    deterministic: Mapping[str, Any] = field(default_factory=dict)
+    subsamples: Mapping[str, Tensor] = field(default_factory=dict)
+    loops: Mapping[str, LoopNote] = field(default_factory=dict)
+    recipe: Recipe | None = None
