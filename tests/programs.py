@@ -1,0 +1,6 @@
+"""All test programs. They are our own words for what programs in Pyro's documentation and examples do."""
+
+import programs_chains
+from program_table import Program
+
+PROGRAMS: list[Program] = [*programs_chains.ROWS]
