@@ -1,0 +1,137 @@
+"""Layout: named constrained values on one side, one unconstrained vector on the other."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions import biject_to, transform_to
+from torch.distributions.constraints import Constraint
+from torch.distributions.transforms import Transform
+
+from symhmm.errors import ValuesError
+from symhmm.graph import FactorGraph
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one parameter or continuous latent lives in the vector.
+
+    Args:
+        shape: of the constrained value; ``free_shape`` of the unconstrained one (a simplex of K has K - 1 free numbers).
+        start, stop: its slice of the vector.
+        plates: plates of a random effect and their batch dimensions; empty for fixed effects.
+    """
+
+    name: str
+    is_param: bool
+    shape: tuple[int, ...]
+    free_shape: tuple[int, ...]
+    start: int
+    stop: int
+    transform: Transform
+    constraint: Constraint
+    plates: Mapping[str, int]
+    dtype: torch.dtype
+
+    @property
+    def role(self) -> str:
+        """The role in words, read off the program."""
+        if self.is_param:
+            return "fixed effect"
+        return f"random effect of {', '.join(self.plates)}" if self.plates else "fixed effect with a prior"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Entries in the order of the vector: parameters first, then continuous latents, as the program meets them."""
+
+    entries: tuple[Entry, ...]
+    size: int
+    dtype: torch.dtype
+
+    def __getitem__(self, name: str) -> Entry:
+        for e in self.entries:
+            if e.name == name:
+                return e
+        raise ValuesError(f"there is no value {name!r}.", details=[f"known: {', '.join(e.name for e in self.entries)}"])
+
+    def unpack(self, vector: Tensor) -> dict[str, Tensor]:
+        """Constrained values, each of its own shape and dtype, differentiable in ``vector`` of shape (size,)."""
+        return {e.name: e.transform(self._free(e, vector)).to(e.dtype) for e in self.entries}
+
+    def log_abs_det_jacobian(self, vector: Tensor) -> Tensor:
+        """Log volume change of the continuous latents (not of the parameters), nats, shape ().
+
+        Adding it to the log-density gives the density of the unconstrained latents (Stan's change of variables).
+        """
+        total = vector.new_zeros(())
+        for e in self.entries:
+            if not e.is_param:
+                free = self._free(e, vector)
+                total = total + e.transform.log_abs_det_jacobian(free, e.transform(free)).sum()
+        return total
+
+    def pack(self, values: Mapping[str, Tensor]) -> Tensor:
+        """One unconstrained vector of shape (size,).
+
+        Raises:
+            ValuesError: a name is missing or unknown, a shape is wrong, a value lies outside its support.
+        """
+        checked = self.check(values)
+        free = []
+        for e in self.entries:
+            value = checked[e.name]
+            if not bool(e.constraint.check(value).all()):
+                raise ValuesError(f"the value of {e.name!r} is outside its support {e.constraint}.", details=[f"seen {value}"])
+            free.append(e.transform.inv(value).reshape(-1).to(self.dtype))
+        return torch.cat(free) if free else torch.zeros(0, dtype=self.dtype)
+
+    def check(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The values in the order of the entries, as tensors.
+
+        Raises:
+            ValuesError: a name is missing or unknown, or a shape is wrong.
+        """
+        known = [e.name for e in self.entries]
+        for wrong, what in ((set(values) - set(known), "unknown"), (set(known) - set(values), "missing")):
+            if wrong:
+                raise ValuesError(
+                    f"{what} value{'s' if len(wrong) > 1 else ''} {', '.join(map(repr, sorted(wrong)))}.",
+                    details=[f"wanted {', '.join(known) or 'none'}"],
+                    suggestion="start from density.initial() and replace what you need",
+                )
+        out = {}
+        for e in self.entries:
+            value = values[e.name] if isinstance(values[e.name], Tensor) else torch.as_tensor(values[e.name], dtype=e.dtype)
+            if value.shape != e.shape:
+                raise ValuesError(
+                    f"the value of {e.name!r} has the wrong shape.", details=[f"seen {tuple(value.shape)}, wanted {e.shape}"]
+                )
+            out[e.name] = value
+        return out
+
+    def _free(self, e: Entry, vector: Tensor) -> Tensor:
+        return vector[e.start : e.stop].reshape(e.free_shape)
+
+
+def layout(graph: FactorGraph) -> Layout:
+    """The layout of a graph's parameters and continuous latents."""
+    rows = [(n, True, p.value, p.constraint, {}) for n, p in graph.params.items()]
+    rows += [(n, False, x.value, x.support, dict(x.plates)) for n, x in graph.latents.items()]
+    entries, start = [], 0
+    for name, is_param, value, constraint, plates in rows:
+        transform = _transform(constraint)
+        free = tuple(transform.inverse_shape(value.shape))
+        stop = start + int(torch.Size(free).numel())
+        entries.append(Entry(name, is_param, tuple(value.shape), free, start, stop, transform, constraint, plates, value.dtype))
+        start = stop
+    dtypes = {e.dtype for e in entries} or {torch.get_default_dtype()}
+    return Layout(tuple(entries), start, torch.float64 if torch.float64 in dtypes else dtypes.pop())
+
+
+def _transform(constraint: Constraint) -> Transform:
+    try:
+        return biject_to(constraint)
+    except NotImplementedError:
+        return transform_to(constraint)

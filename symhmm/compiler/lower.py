@@ -1,0 +1,138 @@
+"""Lower: run a plan over a semiring, from named funsor terms to one tensor."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from funsor.tensor import Tensor as Term
+from torch import Tensor
+
+from symhmm.chains.operator import chain_message
+from symhmm.compiler.plan import ChainContract, Contract, Plan, PlateProduct
+from symhmm.errors import GraphError
+from symhmm.graph import FactorGraph
+from symhmm.semiring import LOG, Semiring
+
+
+def lower(graph: FactorGraph, plan: Plan, semiring: Semiring = LOG) -> Tensor:
+    """Contract ``graph`` by the steps of ``plan``.
+
+    Every operand is a named tensor, so one function serves all sizes: names decide what is aligned, multiplied (added, in
+    log space) and summed; positions appear only on the way into the chain operator.
+
+    Args:
+        graph: terms in nats.
+        plan: made from this graph or from one with the same names and sizes.
+        semiring: `LOG` for the log-density, `MAX` for the log-density of the most probable states.
+
+    Returns:
+        nats, shape () or the sizes of the kept plates in alphabetical order.
+
+    Raises:
+        GraphError: the terms' names or sizes are not those of the plan.
+    """
+    terms: dict[int, Named] = {}
+    if len(graph.factors) != len(plan.operands):
+        raise GraphError(f"the plan is for {len(plan.operands)} factors, the graph has {len(graph.factors)}.")
+    for operand, factor in zip(plan.operands, graph.factors, strict=True):
+        if operand.inputs != factor.inputs:
+            raise GraphError(
+                f"factor {factor.name!r} does not fit the plan.",
+                details=[f"seen {factor.inputs}, wanted {dict(operand.inputs)}"],
+                suggestion="plan(graph) again",
+            )
+        terms[operand.index] = Named.from_funsor(factor.term, factor.name)
+    for step in plan.steps:
+        parts = [terms.pop(i) for i in step.operands]
+        match step:
+            case Contract():
+                terms[step.result.index] = _contract(parts, step, semiring)
+            case PlateProduct():
+                terms[step.result.index] = _plate_product(parts[0], step)
+            case ChainContract():
+                terms[step.result.index] = _chain(dict(zip(step.operands, parts, strict=True)), step, semiring)
+    kept = sorted(plan.keep)
+    total = [terms[i].aligned(kept) * scale for i, scale in plan.outputs]
+    shape = [graph.plates[p].size for p in kept]
+    return torch.broadcast_to(sum(total), shape) if total else torch.zeros(shape)  # type: ignore[arg-type]
+
+
+class Named:
+    """A tensor whose dimensions are ``names``; just enough of a funsor to be cheap under a tracer."""
+
+    __slots__ = ("data", "names")
+
+    def __init__(self, data: Tensor, names: Sequence[str]) -> None:
+        self.data, self.names = data, tuple(names)
+
+    @classmethod
+    def from_funsor(cls, term: object, name: str) -> "Named":
+        if not isinstance(term, Term):
+            raise GraphError(
+                f"factor {name!r} is not a tensor but {type(term).__name__}.",
+                suggestion="substitute its real-valued inputs first: term(mu=...)",
+            )
+        return cls(term.data, tuple(term.inputs))
+
+    def aligned(self, names: Sequence[str]) -> Tensor:
+        """The data with dimensions in the order of ``names``, size 1 where it has none."""
+        order = [self.names.index(n) for n in names if n in self.names]
+        data = self.data if order == sorted(order) else self.data.permute(order)
+        return data.reshape([self.data.shape[self.names.index(n)] if n in self.names else 1 for n in names])
+
+
+def _product(parts: Iterable[Named], names: Sequence[str]) -> Tensor:
+    # Smallest first: what is shared is added up before it meets the large terms.
+    aligned = sorted((p.aligned(names) for p in parts), key=lambda x: x.numel())
+    total = aligned[0]
+    for x in aligned[1:]:
+        total = total + x
+    return total
+
+
+def _contract(parts: list[Named], step: Contract, semiring: Semiring) -> Named:
+    left = tuple(step.result.inputs)
+    data = _product(parts, (*left, *step.variables))
+    if step.variables:
+        data = semiring.reduce(data.reshape([*data.shape[: len(left)], -1]), -1)
+    return Named(data, left)
+
+
+def _plate_product(part: Named, step: PlateProduct) -> Named:
+    factor, dims = 1.0, []
+    for name, size, scale in step.plates:
+        factor *= scale
+        if name in part.names:
+            dims.append(part.names.index(name))
+        else:
+            factor *= size
+    data = part.data.sum(dims) if dims else part.data
+    return Named(data if factor == 1.0 else data * factor, [n for i, n in enumerate(part.names) if i not in dims])
+
+
+def _chain(parts: dict[int, Named], step: ChainContract, semiring: Semiring) -> Named:
+    size = {n: s for p in parts.values() for n, s in zip(p.names, p.data.shape, strict=True)}
+    before = [n for names in step.previous for n in names]
+    frame = [*step.batch, step.axis]
+    result_sizes = step.result.inputs
+    states = [result_sizes[n] for n in step.initial[-1]]
+    one_step, all_steps = _volume(states), _volume(states) ** step.history
+
+    def flat(indices: tuple[int, ...], names: list[str], sizes: list[int], last: list[int]) -> Tensor:
+        data = _product([parts[i] for i in indices], [*frame, *names])
+        leading = list(data.shape[: len(frame)])
+        return data.expand([*leading, *sizes]).reshape([*leading, *last])
+
+    transition = flat(
+        step.transition, [*before, *step.current], states * (step.history + 1), [all_steps, one_step]
+    )  # (*batch, n or 1, S, K)
+    emission = flat(step.emission, list(step.current), states, [one_step]) if step.emission else None
+    message = chain_message(
+        transition, emission, length=step.length, history=step.history, semiring=semiring, strategy=step.strategy
+    )
+    initial = [n for names in step.initial for n in names]
+    batch = [size[n] for n in step.batch]
+    return Named(message.reshape([*batch, *(result_sizes[n] for n in initial)]), [*step.batch, *initial])
+
+
+def _volume(sizes: Iterable[int]) -> int:
+    return int(torch.Size(sizes).numel())
