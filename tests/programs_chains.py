@@ -204,7 +204,7 @@ def zipped(y, w):
     initial, transition, loc = chain_params()
     rate = pyro.param("rate", lambda: torch.rand(3), constraint=constraints.unit_interval)
     z, steps = None, list(range(len(y)))
-    for t, a, b in pyro.markov(zip(steps, y, w)):
+    for t, a, b in pyro.markov(zip(steps, y, w, strict=True)):
         z = pyro.sample(f"z_{t}", dist.Categorical(initial if z is None else transition[z]))
         pyro.sample(f"y_{t}", dist.Normal(loc[z], 1.0), obs=a)
         pyro.sample(f"w_{t}", dist.Bernoulli(rate[z]), obs=b)
