@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -217,6 +217,14 @@ class FactorGraph:
                 if len(set(widths.values())) > 1:
                     raise GraphError(f"the number of states changes along {chain.axis!r}.", details=[str(widths)])
         return self
+
+    def at(self, values: Mapping[str, Tensor]) -> "FactorGraph":
+        """The graph with the real-valued inputs of its terms replaced by ``values``."""
+        factors = []
+        for f in self.factors:
+            wanted = {n: funsor.Tensor(values[n]) for n, d in f.term.inputs.items() if d.dtype == "real"}
+            factors.append(replace(f, term=f.term(**wanted)) if wanted else f)
+        return replace(self, factors=tuple(factors))
 
     def __repr__(self) -> str:
         rows = [("site", "role", "inputs", "stands in")]

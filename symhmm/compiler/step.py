@@ -40,7 +40,7 @@ class Step:
         return f"Step({self.nodes} operations a step, {folded} once for each data set)"
 
 
-def trace(f: Callable[..., object], values: Sequence[Tensor], data: Sequence[Tensor], *, gradients: bool = False) -> Step:
+def trace(f: Callable[..., Tensor | Sequence[Tensor]], values: Sequence[Tensor], data: Sequence[Tensor], *, gradients: bool = False) -> Step:
     """Record ``f(*values, *data)`` as ATen operations and prune them.
 
     Args:
@@ -51,8 +51,13 @@ def trace(f: Callable[..., object], values: Sequence[Tensor], data: Sequence[Ten
         ProgramError: the function draws random numbers, so that replaying it would repeat them.
     """
 
-    def flat(values: list[Tensor], data: list[Tensor]) -> object:
-        return f(*values, *data)
+    single = False
+
+    def flat(values: list[Tensor], data: list[Tensor]) -> list[Tensor]:
+        nonlocal single
+        out = f(*values, *data)
+        single = isinstance(out, Tensor)
+        return [out] if isinstance(out, Tensor) else list(out)
 
     module = make_fx(flat)(list(values), list(data))
     if any(_mutates(n) for n in module.graph.nodes):
@@ -66,10 +71,10 @@ def trace(f: Callable[..., object], values: Sequence[Tensor], data: Sequence[Ten
     module.graph.eliminate_dead_code()
     module = CSEPass(banned_ops=get_CSE_banned_ops())(module).graph_module
     module.graph.eliminate_dead_code()
-    return _split(module, len(values))
+    return _split(module, len(values), single)
 
 
-def _split(module: fx.GraphModule, n_values: int) -> Step:
+def _split(module: fx.GraphModule, n_values: int, single: bool) -> Step:
     """Cut a graph whose first ``n_values`` placeholders vary from what depends on the other placeholders alone."""
     nodes = list(module.graph.nodes)
     placeholders = [n for n in nodes if n.op == "placeholder"]
@@ -91,7 +96,10 @@ def _split(module: fx.GraphModule, n_values: int) -> Step:
     for i, n in enumerate(border):
         env[n] = body.placeholder(f"constant_{i}")
     for n in nodes:
-        if n in varying and n.op != "placeholder":
+        if n.op == "output":
+            results = [env[x] for x in n.all_input_nodes] if single else [env[x] for x in n.args[0]]
+            body.output(results[0] if single else tuple(results))
+        elif n in varying and n.op != "placeholder":
             env[n] = body.node_copy(n, env.__getitem__)
     return Step(_module(module, prologue), _module(module, body))
 

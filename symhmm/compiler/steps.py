@@ -95,7 +95,7 @@ class Plan:
         return max((s.elements for s in self.steps), default=1)
 
     @property
-    def peakin_bytes(self) -> int:
+    def peak_bytes(self) -> int:
         """Bytes of the largest step at 8 bytes an element: its operands, its intermediate and its result."""
         sizes = {o.index: o.size for o in self.operands} | {s.result.index: s.result.size for s in self.steps}
         return 8 * max((sum(sizes[i] for i in s.operands) + s.elements for s in self.steps), default=1)

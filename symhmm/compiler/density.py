@@ -1,0 +1,318 @@
+"""Density: a compiled log-density with every discrete latent summed out, and `compile`, which makes it."""
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from warnings import warn
+
+import torch
+from torch import Tensor
+
+from symhmm.capture.program import capture
+from symhmm.compiler.arguments import Arguments, take_apart
+from symhmm.compiler.layout import Layout, layout
+from symhmm.compiler.lower import lower
+from symhmm.compiler.plan import MEMORY_LIMIT, plan
+from symhmm.compiler.roles import Roles, roles
+from symhmm.compiler.step import Constants, Step, trace
+from symhmm.compiler.steps import Plan
+from symhmm.errors import ProgramError, StructureDependsOnInput, SymhmmWarning
+from symhmm.graph import FactorGraph
+
+Values = Mapping[str, Tensor]
+
+
+@dataclass
+class Compiled:
+    """What densities of one program and one data shape share. ``steps`` fills as functions are asked for.
+
+    ``mode`` is ``captured`` (data are inputs of the step), ``fixed data`` (the program's structure depends on data, which
+    were therefore built in) or ``eager`` (the program runs at each evaluation).
+    """
+
+    graph: FactorGraph
+    plan: Plan
+    layout: Layout
+    mode: str = "captured"
+    reason: str = ""
+    steps: dict[tuple[str, ...], Step] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Density:
+    """The log-density of a program's parameters and continuous latents given its data, discrete latents summed out.
+
+    Values are named and constrained (as the program sees them) in ``log_prob`` and ``per``; the vector of
+    ``value_and_grad`` is unconstrained. Everything is in nats.
+
+    >>> import pyro, pyro.distributions as dist
+    >>> def model(y):
+    ...     mu = pyro.param("mu", torch.tensor(1.0))
+    ...     z = pyro.sample("z", dist.Bernoulli(0.5))
+    ...     pyro.sample("y", dist.Normal(mu * z, 1.0), obs=y)
+    >>> density = compile(model, torch.tensor(0.0))
+    >>> density.log_prob({"mu": torch.tensor(0.0)})
+    tensor(-0.9189)
+    """
+
+    program: Callable[..., Any] | FactorGraph
+    arguments: Arguments
+    compiled: Compiled
+    data: tuple[Tensor, ...]
+    _constants: dict[tuple[str, ...], Constants] = field(default_factory=dict, repr=False)
+
+    @property
+    def graph(self) -> FactorGraph:
+        """The factor graph at the initial values, as captured."""
+        return self.compiled.graph
+
+    @property
+    def plan(self) -> Plan:
+        """How the graph is contracted."""
+        return self.compiled.plan
+
+    @property
+    def layout(self) -> Layout:
+        """Names, shapes and places of the free values."""
+        return self.compiled.layout
+
+    @property
+    def size(self) -> int:
+        """Length of the unconstrained vector."""
+        return self.layout.size
+
+    def roles(self) -> Roles:
+        """What is fitted, what is summed out, what is observed; prints as a table."""
+        return roles(self.graph, self.layout)
+
+    def initial(self) -> dict[str, Tensor]:
+        """Constrained starting values: each parameter's own, and for latents the prior mean where there is one."""
+        params = {n: p.value for n, p in self.graph.params.items()}
+        return params | {n: x.value for n, x in self.graph.latents.items()}
+
+    def pack(self, values: Values) -> Tensor:
+        """Unconstrained vector, shape (size,), of constrained ``values``. Raises `ValuesError`."""
+        return self.layout.pack(values)
+
+    def unpack(self, vector: Tensor) -> dict[str, Tensor]:
+        """Constrained values of an unconstrained vector; differentiable."""
+        return self.layout.unpack(vector)
+
+    def log_prob(self, values: Values) -> Tensor:
+        """Log-density at constrained values, nats, shape ().
+
+        Differentiable in the values; works inside ``make_fx`` and ``torch.func.vmap``. No Jacobian is included.
+
+        Raises:
+            ValuesError: a name is missing or unknown, or a shape is wrong.
+        """
+        return self._evaluate(("total",), values)
+
+    def per(self, plate: str, values: Values) -> Tensor:
+        """Log-density terms of each member of ``plate``, nats, shape (members,).
+
+        Terms outside the plate (priors of population parameters) are left out; a subsampled plate gives the members of
+        the subsample, each times the plate's scale where it is not the outermost term of the sum.
+
+        Raises:
+            GraphError: there is no such plate.
+            IntractableError: members are coupled by a discrete latent outside the plate.
+        """
+        return self._evaluate(("per", plate), values)
+
+    def value_and_grad(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-density at an unconstrained vector and its gradient, shapes () and (size,); no Jacobian is included."""
+        vector = vector.detach()
+        if self.compiled.mode == "eager":
+            return _value_and_grad(lambda *v: self._eager(("total",), v), self.layout, vector)
+        step, constants = self._captured(("gradient",))
+        with torch.no_grad():
+            return step.body(vector, *constants)
+
+    def graph_at(self, values: Values) -> FactorGraph:
+        """The factor graph with its terms evaluated at constrained ``values`` (runs the program)."""
+        return self._graph(tuple(self.layout.check(values).values()), self.data)
+
+    def nonfinite_sites(self, values: Values) -> tuple[str, ...]:
+        """Sites whose factor is NaN or infinite, or impossible in every state, at ``values``; names of the graph."""
+        bad = []
+        graph = self.graph_at(values)
+        for f in graph.factors:
+            x = f.term.data.detach()
+            states = [i for i, n in enumerate(f.term.inputs) if n in graph.variables]
+            best = x.amax(states) if states else x
+            if bool(x.isnan().any()) or not bool(best.isfinite().all()):
+                bad.append(f.name)
+        return tuple(bad)
+
+    def bind(self, *args: Any, **kwargs: Any) -> "Density":
+        """The density for other data; of the same shapes, dtypes and static arguments it reuses the compiled step."""
+        return compile(self.program, *args, **kwargs)
+
+    def __repr__(self) -> str:
+        g, e = self.graph, self.layout.entries
+        free = ", ".join(f"{x.name} {x.shape}" for x in e[:8]) + (", ..." if len(e) > 8 else "")
+        how = self.compiled.mode + (f" because {self.compiled.reason}" if self.compiled.reason else "")
+        return f"Density of {self.size} free values ({free or 'none'}); {len(g.variables)} discrete names summed out; {how}"
+
+    def _evaluate(self, key: tuple[str, ...], values: Values) -> Tensor:
+        checked = tuple(self.layout.check(values).values())
+        if self.compiled.mode == "eager":
+            return self._eager(key, checked)
+        step, constants = self._captured(key)
+        return step.body(*checked, *constants)
+
+    def _captured(self, key: tuple[str, ...]) -> tuple[Step, Constants]:
+        steps = self.compiled.steps
+        if key not in steps:
+            steps[key] = self._trace(key)
+        if key not in self._constants:
+            self._constants[key] = steps[key].constants(self._inputs())
+        return steps[key], self._constants[key]
+
+    def _inputs(self) -> tuple[Tensor, ...]:
+        return self.data if self.compiled.mode == "captured" else ()
+
+    def _trace(self, key: tuple[str, ...]) -> Step:
+        start = tuple(x.detach() for x in self.initial().values())
+        if key == ("gradient",):
+            forward, _ = self._captured(("total",))
+            n = len(self._inputs())
+
+            def gradient(vector: Tensor, *data: Tensor) -> tuple[Tensor, Tensor]:
+                constants = forward.prologue(*data[:n])
+                return _value_and_grad(lambda *values: forward.body(*values, *constants), self.layout, vector)
+
+            return trace(gradient, [self.layout.pack(self.initial())], self._inputs(), gradients=True)
+        chosen = self._plan_for(key)
+
+        def density(*inputs: Tensor) -> Tensor:
+            values, data = inputs[: len(start)], inputs[len(start) :] or self.data
+            return lower(self._graph(values, data), chosen)
+
+        return trace(density, start, self._inputs())
+
+    def _eager(self, key: tuple[str, ...], values: tuple[Tensor, ...]) -> Tensor:
+        return lower(self._graph(values, self.data), self._plan_for(key))
+
+    def _plan_for(self, key: tuple[str, ...]) -> Plan:
+        return self.plan if key == ("total",) else plan(self.graph, keep=key[1:], strategy=self.plan.strategy)
+
+    def _graph(self, values: Sequence[Tensor], data: Sequence[Tensor]) -> FactorGraph:
+        named = dict(zip((e.name for e in self.layout.entries), values, strict=True))
+        return _run(self.program, self.arguments, named, data, self.graph)
+
+
+_CACHE: "weakref.WeakKeyDictionary[Any, dict[Any, tuple[Compiled, Arguments]]]" = weakref.WeakKeyDictionary()
+
+
+def compile(
+    program: Callable[..., Any] | FactorGraph,
+    *args: Any,
+    strategy: str = "auto",
+    memory_limit: float = MEMORY_LIMIT,
+    **kwargs: Any,
+) -> Density:
+    """Compile a Pyro program (or a hand-made factor graph) into a `Density`.
+
+    The program is captured, planned and traced once for each shape of its arguments; calling again with data of the same
+    shapes, dtypes and static arguments reuses all of it. Tensors in the arguments (also inside lists, dicts, dataclasses
+    and namespaces) may then change; tensors the program reaches in other ways (globals, closures) are constants.
+
+    Args:
+        program: a callable with Pyro primitives, as for Pyro's own inference.
+        args, kwargs: its arguments.
+        strategy: how chains are contracted, see `symhmm.compiler.plan.plan`.
+        memory_limit: bytes that the largest step of the contraction may take.
+
+    Raises:
+        ProgramError, ShapeError, DataError: the program or its data cannot be captured; the text names the site.
+        IntractableError: exact summation is out of reach; the text names sites, plate and the number of joint states.
+    """
+    arguments = take_apart(args, kwargs)
+    key = (arguments.signature, strategy, memory_limit)
+    cache = _cache_of(program)
+    if key in cache:
+        compiled, first = cache[key]
+        if compiled.mode == "captured":
+            subsamples = tuple(compiled.graph.subsamples.values())
+            return Density(program, first, compiled, arguments.tensors + subsamples)
+    graph = (program if isinstance(program, FactorGraph) else capture(program, args, kwargs)).check()
+    compiled = Compiled(graph, plan(graph, strategy=strategy, memory_limit=memory_limit), layout(graph))
+    density = Density(program, arguments, compiled, arguments.tensors + tuple(graph.subsamples.values()))
+    _capture_step(density)
+    cache[key] = (compiled, arguments)
+    return density
+
+
+def _capture_step(density: Density) -> None:
+    """Trace the total log-density in the most general mode that the program allows, and check it against the program."""
+    compiled = density.compiled
+    for mode in ("captured", "fixed data"):
+        compiled.mode = mode
+        try:
+            density._captured(("total",))
+        except StructureDependsOnInput as error:
+            first_line = str(error).splitlines()[0]
+            if not error.placeholder.startswith("data"):
+                compiled.mode, compiled.reason = "eager", first_line
+                warn(f"the program runs at each evaluation because {first_line}", SymhmmWarning, stacklevel=3)
+                return
+            compiled.reason = first_line
+            continue
+        break
+    # A second point: what the trace wrongly holds constant shows up as a difference.
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(density.size, generator=generator, dtype=density.layout.dtype)
+    values = tuple(v.detach() for v in density.unpack(density.pack(density.initial()) + 0.1 * noise).values())
+    wanted = density._eager(("total",), values)
+    step, constants = density._captured(("total",))
+    seen = step.body(*values, *constants)
+    tolerance = 1e-8 if seen.dtype == torch.float64 else 1e-3
+    if not torch.allclose(seen, wanted, rtol=tolerance, atol=tolerance, equal_nan=True):
+        compiled.mode = "eager"
+        compiled.reason = f"the captured step gives {seen.item():.8g} where the program gives {wanted.item():.8g}"
+        warn(f"the program runs at each evaluation because {compiled.reason}", SymhmmWarning, stacklevel=3)
+
+
+def _value_and_grad(f: Callable[..., Tensor], where: Layout, vector: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        free = vector.detach().requires_grad_()
+        value = f(*where.unpack(free).values())
+        if not value.requires_grad:
+            return value.detach(), torch.zeros_like(free)
+        (gradient,) = torch.autograd.grad(value, free, allow_unused=True, materialize_grads=True)
+    return value.detach(), gradient
+
+
+def _run(
+    program: Callable[..., Any] | FactorGraph,
+    arguments: Arguments,
+    values: Values,
+    data: Sequence[Tensor],
+    template: FactorGraph,
+) -> FactorGraph:
+    if isinstance(program, FactorGraph):
+        return program.at(values)
+    n = len(arguments.tensors)
+    args, kwargs = arguments.rebuild(tuple(data[:n]))
+    subsamples = dict(zip(template.subsamples, data[n:], strict=True))
+    graph = capture(program, args, kwargs, values=values, subsamples=subsamples, recipe=template.recipe)
+    seen, wanted = [f.name for f in graph.factors], [f.name for f in template.factors]
+    if seen != wanted:
+        changed = sorted(set(seen) ^ set(wanted)) or seen
+        raise ProgramError(
+            f"the program's sites changed between two runs: {', '.join(map(repr, changed[:6]))}.",
+            suggestion="make control flow independent of parameter values",
+        )
+    return graph
+
+
+def _cache_of(program: Any) -> dict[Any, tuple[Compiled, Arguments]]:
+    try:
+        return _CACHE.setdefault(program, {})
+    except TypeError:  # not hashable, or no weak references: such programs are compiled at each call
+        return {}
+
+

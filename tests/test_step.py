@@ -1,0 +1,65 @@
+"""Traced steps: equal to the function, cut at the data, without dead or repeated nodes."""
+
+import pytest
+import torch
+
+from symhmm.compiler.step import trace
+from symhmm.errors import ProgramError
+
+
+def replay(step, values, data):
+    return step.body(*values, *step.constants(data))
+
+
+def test_data_only_work_moves_to_the_prologue():
+    step = trace(lambda x, y: (x * y.exp().sum()).sum(), [torch.ones(3)], [torch.zeros(4)])
+    assert step.nodes == 2
+    x, y = torch.randn(3), torch.randn(4)
+    torch.testing.assert_close(replay(step, [x], [y]), (x * y.exp().sum()).sum())
+
+
+def test_repeated_and_dead_work_is_removed():
+    def f(x):
+        x.sin()  # dead
+        return x.exp() + x.exp()
+
+    assert trace(f, [torch.ones(3)], []).nodes == 2
+
+
+def test_in_place_writes_are_kept():
+    def f(x, y):
+        out = torch.zeros(3)
+        out[0] = x[0]
+        out[1:] = y[1:]
+        out += x
+        return out
+
+    step = trace(f, [torch.ones(3)], [torch.ones(3)])
+    x, y = torch.randn(3), torch.randn(3)
+    torch.testing.assert_close(replay(step, [x], [y]), f(x, y))
+
+
+def test_output_that_is_data_or_a_value():
+    step = trace(lambda x, y: (x, y * 2), [torch.ones(2)], [torch.ones(2)])
+    x, y = torch.randn(2), torch.randn(2)
+    seen = replay(step, [x], [y])
+    torch.testing.assert_close(seen[0], x)
+    torch.testing.assert_close(seen[1], 2 * y)
+
+
+def test_gradients_run_without_autograd():
+    def f(x, y):
+        x = x.detach().requires_grad_()
+        value = (x.log_softmax(-1) * y).sum()
+        return value.detach(), *torch.autograd.grad(value, x)
+
+    step = trace(f, [torch.ones(3)], [torch.ones(3)], gradients=True)
+    assert not any("detach" in str(n.target) for n in step.body.graph.nodes)
+    x, y = torch.randn(3), torch.randn(3)
+    for seen, wanted in zip(replay(step, [x], [y]), f(x, y), strict=True):
+        torch.testing.assert_close(seen, wanted)
+
+
+def test_random_numbers_are_refused():
+    with pytest.raises(ProgramError, match="draws random numbers"):
+        trace(lambda x: x + torch.randn(3), [torch.ones(3)], [])
