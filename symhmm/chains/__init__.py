@@ -1,0 +1,1 @@
+"""The chain operator and its kernels: hidden Markov chains contracted to messages."""

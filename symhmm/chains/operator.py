@@ -1,0 +1,229 @@
+"""The chain operator: a batch of hidden Markov chains contracted to a message over their initial states."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from symhmm.chains import reference
+from symhmm.errors import ShapeError, SymhmmError
+from symhmm.semiring import LOG, Semiring
+
+STRATEGIES = ("auto", "kernel", "sequential", "scan")
+
+
+def chain_message(
+    transition: Tensor,
+    emission: Tensor | None = None,
+    terminal: Tensor | None = None,
+    *,
+    length: int | None = None,
+    history: int = 1,
+    semiring: Semiring = LOG,
+    strategy: str = "auto",
+) -> Tensor:
+    """Sum (or maximise) over all hidden paths of a batch of chains, given the state before the first step.
+
+    With s_t = (x_{t - history + 1}, .., x_t) the joint state after step t,
+
+        message[s_0] = log sum over x_1..x_n of exp(terminal[s_n] + sum_t transition_t[s_{t-1}, x_t] + emission_t[x_t]),
+
+    the backward recursion of a hidden Markov model. Messages compose: that of the second part of a chain is the
+    ``terminal`` of the first. Cost n K^(history + 1) per chain.
+
+    Args:
+        transition: shape (*batch, n or 1, S, K), nats, S = K**history; entry [t, s, j] is the log-factor of state j at
+            step t given the joint state s of the ``history`` steps before it, oldest first, row-major.
+        emission: shape (*batch, n or 1, K), nats.
+        terminal: shape (*batch, S), nats, log-factor of the joint state after the last step.
+        length: n; needed only where neither ``transition`` nor ``emission`` varies over time.
+        history: how many previous states a step looks at.
+        semiring: `LOG` sums over the paths, `MAX` takes the best one.
+        strategy: ``kernel`` is the fused operator with an analytic first derivative (the reference stands in where there
+            is no kernel for the device, dtype or semiring); ``sequential`` and ``scan`` are the reference, which can be
+            differentiated any number of times; ``auto`` chooses.
+
+    A size of 1 along time or along a batch dimension means constant: the entry is read many times and never expanded,
+    and its gradient is the sum over what shares it. Batch dimensions broadcast against each other.
+
+    Returns:
+        shape (*batch, S), nats; ``-inf`` where no path is possible, with zero gradient there.
+
+    Raises:
+        ShapeError: sizes that do not fit, or a length that cannot be known.
+
+    >>> stay = torch.tensor([[0.9, 0.1], [0.2, 0.8]]).log()[None]              # constant over time
+    >>> emission = torch.tensor([[0.5, 0.5], [1.0, 0.0], [0.5, 0.5]]).log()    # step 2 is seen to be in state 0
+    >>> chain_message(stay, emission).exp()
+    tensor([0.2075, 0.0850])
+    """
+    transition, emission, terminal, length = _align(transition, emission, terminal, length, history)
+    if strategy not in STRATEGIES:
+        raise SymhmmError(f"unknown chain strategy {strategy!r}.", suggestion=f"one of {', '.join(STRATEGIES)}")
+    if strategy in ("auto", "kernel"):
+        if semiring == LOG and transition.device.type == "cpu" and transition.dtype in (torch.float32, torch.float64):
+            message: Tensor = torch.ops.symhmm.chain(transition, emission, terminal, length, history)[0]
+            return message
+        strategy = "scan" if transition.shape[-2] <= 16 else "sequential"
+    contract = reference.sequential if strategy == "sequential" else reference.scan
+    return contract(transition, emission, terminal, length, history, semiring)
+
+
+def _align(
+    transition: Tensor, emission: Tensor | None, terminal: Tensor | None, length: int | None, history: int
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """The tensors with one dtype and the same number of batch dimensions, and the number of steps; or `ShapeError`."""
+    if history < 1 or transition.dim() < 3 or transition.shape[-2] != transition.shape[-1] ** history:
+        raise ShapeError(
+            "the transition of a chain has the wrong shape.",
+            details=[f"seen {tuple(transition.shape)}, wanted (*batch, n or 1, K**{history}, K)"],
+        )
+    states, size = transition.shape[-2:]
+    emission = transition.new_zeros(1, size) if emission is None else emission
+    terminal = transition.new_zeros(states) if terminal is None else terminal
+    if emission.dim() < 2 or emission.shape[-1] != size or terminal.dim() < 1 or terminal.shape[-1] != states:
+        raise ShapeError(
+            "emission or terminal terms do not fit the transition of a chain.",
+            details=[
+                f"transition {tuple(transition.shape)}: K = {size}, S = {states}",
+                f"emission seen {tuple(emission.shape)}, wanted (*batch, n or 1, {size})",
+                f"terminal seen {tuple(terminal.shape)}, wanted (*batch, {states})",
+            ],
+        )
+    steps = {n for n in (transition.shape[-3], emission.shape[-2], length) if n is not None and n != 1}
+    if length is None:
+        length = steps.pop() if len(steps) == 1 else 1
+    if steps - {length}:
+        raise ShapeError(
+            "transition and emission terms of a chain disagree about the number of steps.",
+            details=[f"transition {transition.shape[-3]}, emission {emission.shape[-2]}, length {length}"],
+            suggestion="size 1 along time for what is constant, and length= for the number of steps",
+        )
+    batches = transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1]
+    try:
+        rank = len(torch.broadcast_shapes(*batches))
+    except RuntimeError as error:
+        raise ShapeError(
+            "the batches of a chain do not broadcast.", details=[f"{' '.join(str(tuple(b)) for b in batches)}"]
+        ) from error
+    dtype = torch.promote_types(torch.promote_types(transition.dtype, emission.dtype), terminal.dtype)
+
+    def aligned(x: Tensor, batch: Sequence[int]) -> Tensor:
+        return x.to(dtype)[(None,) * (rank - len(batch))]
+
+    return aligned(transition, batches[0]), aligned(emission, batches[1]), aligned(terminal, batches[2]), length
+
+
+# The operator and its gradient are two operators, so that a tracer records one node each. `transition`, `emission` and
+# `terminal` have the same number of batch dimensions here.
+
+
+@torch.library.custom_op("symhmm::chain", mutates_args=(), device_types="cpu")
+def _chain(
+    transition: Tensor, emission: Tensor, terminal: Tensor, length: int, history: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The message, and what the gradient needs: the normalised messages of all steps and their scales."""
+    # numba takes a second to import and is of no use before the first chain.
+    from symhmm.chains import cpu
+
+    return cpu.forward(transition, emission, terminal, length, history)
+
+
+@torch.library.custom_op("symhmm::chain_backward", mutates_args=(), device_types="cpu")
+def _chain_backward(
+    weight: Tensor,
+    transition: Tensor,
+    emission: Tensor,
+    terminal: Tensor,
+    messages: Tensor,
+    scales: Tensor,
+    length: int,
+    history: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of ``(weight * message).sum()`` in the shapes of transition, emission and terminal."""
+    from symhmm.chains import cpu
+
+    return cpu.backward(weight, transition, emission, terminal, messages, scales, length, history)
+
+
+def _batch(transition: Tensor, emission: Tensor, terminal: Tensor) -> list[int]:
+    return list(torch.broadcast_shapes(transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1]))
+
+
+@_chain.register_fake
+def _(
+    transition: Tensor, emission: Tensor, terminal: Tensor, length: int, history: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, states = _batch(transition, emission, terminal), transition.shape[-2]
+    message = transition.new_empty([*batch, states])
+    return message, transition.new_empty([*batch, length + 1, states]), transition.new_empty([*batch, length])
+
+
+@_chain_backward.register_fake
+def _(
+    weight: Tensor,
+    transition: Tensor,
+    emission: Tensor,
+    terminal: Tensor,
+    messages: Tensor,
+    scales: Tensor,
+    length: int,
+    history: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(x.new_empty(x.shape) for x in (transition, emission, terminal))  # type: ignore[return-value]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    transition, emission, terminal, ctx.length, ctx.history = inputs
+    ctx.save_for_backward(transition, emission, terminal, output[1], output[2])
+    # Only the message is a result; without this zeros as large as the saved messages would be made for the other two.
+    ctx.set_materialize_grads(False)
+
+
+def _gradient(ctx: Any, weight: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
+    if weight is None:
+        return (None,) * 5
+    gradients = torch.ops.symhmm.chain_backward(weight, *ctx.saved_tensors, ctx.length, ctx.history)
+    return (*gradients, None, None)
+
+
+def _no_second_gradient(ctx: Any, *_: Tensor | None) -> tuple[None, ...]:
+    raise SymhmmError(
+        "the chain kernel has no second derivative.",
+        suggestion="strategy='scan' (or 'sequential'), which can be differentiated any number of times",
+    )
+
+
+_chain.register_autograd(_gradient, setup_context=_setup)
+_chain_backward.register_autograd(_no_second_gradient)
+
+
+def _leading(x: Tensor, dim: int | None) -> Tensor:
+    """The vmapped dimension in front, of size 1 where there is none."""
+    return x.unsqueeze(0) if dim is None else x.movedim(dim, 0)
+
+
+@_chain.register_vmap
+def _(
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    transition: Tensor,
+    emission: Tensor,
+    terminal: Tensor,
+    length: int,
+    history: int,
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    inputs = [_leading(x, d) for x, d in zip((transition, emission, terminal), in_dims, strict=False)]
+    return torch.ops.symhmm.chain(*inputs, length, history), (0, 0, 0)
+
+
+@_chain_backward.register_vmap
+def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    *tensors, length, history = args
+    # Every member of the vmap gets its own gradient, also of an input they share: expand it, which costs no memory.
+    inputs = [
+        _leading(x, d).expand(info.batch_size, *[-1] * (x.dim() - (d is not None)))
+        for x, d in zip(tensors, in_dims, strict=False)
+    ]
+    return torch.ops.symhmm.chain_backward(*inputs, length, history), (0, 0, 0)
