@@ -1,14 +1,17 @@
 """Plan: decide from names and sizes alone in which order a factor graph is contracted."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
+from typing import TypeVar
 
 from symhmm.compiler.order import pairwise_order
 from symhmm.compiler.steps import ChainContract, Contract, Operand, Plan, PlateProduct, Step, eliminated, in_bytes
 from symhmm.errors import GraphError, IntractableError
-from symhmm.graph import Chain, Factor, FactorGraph
+from symhmm.graph import Chain, FactorGraph
 
 MEMORY_LIMIT = 8 * 2**30
+T = TypeVar("T")
+
 STRATEGIES = ("auto", "kernel", "sequential", "scan")
 
 
@@ -52,7 +55,8 @@ class _Planner:
         self.sizes |= {n: v.size for n, v in graph.variables.items()}
         self.operands = [Operand(i, f.inputs, frozenset(f.frames), (f.name,)) for i, f in enumerate(graph.factors)]
         self.steps: list[Step] = []
-        self.scales = _component_scales(graph)
+        self.alias = _same_chain(graph)
+        self.scales = _component_scales(graph, self.alias)
 
     def run(self) -> Plan:
         first = tuple(self.operands)
@@ -76,7 +80,7 @@ class _Planner:
                 here = [o for o in here if o not in group] + self._contract(group, local)
         out: list[Operand] = []
         own_links = {v for v in chained if self.home[v] == leaf}
-        for group in _components(here, own_links):
+        for group in _components(here, own_links, self.alias):
             linked = own_links & {v for o in group for v in o.inputs}
             if linked:
                 out.append(self._chain(leaf, group, linked))
@@ -218,13 +222,12 @@ def choose_strategy(wanted: str, rows: int, length: int, states: int, history: i
     return "kernel", size
 
 
-def _component_scales(graph: FactorGraph) -> dict[str, float]:
+def _component_scales(graph: FactorGraph, alias: Mapping[str, str]) -> dict[str, float]:
     """Scale of each factor's connected component, by factor name.
 
     Raises:
         GraphError: discrete latents and their dependents have different ``poutine.scale``.
     """
-    alias = _same_chain(graph)
     groups = _group(graph.factors, lambda f: {alias.get(k, k) for k in f.inputs if k in graph.variables})
     scales: dict[str, float] = {}
     for group in groups:
@@ -244,25 +247,24 @@ def _same_chain(graph: FactorGraph) -> dict[str, str]:
     return {n: c.current for ch in graph.chains.values() for c in ch.variables for n in (*c.initial, *c.previous)}
 
 
-def _group(factors: Iterable[Factor], keys) -> list[list[Factor]]:
-    groups: list[tuple[set[str], list[Factor]]] = []
-    for f in factors:
-        mine, merged = keys(f), [f]
-        if mine:
-            rest = []
-            for names, members in groups:
-                if names & mine:
-                    mine, merged = mine | names, members + merged
-                else:
-                    rest.append((names, members))
-            groups = rest
-        groups.append((mine, merged))
+def _group(items: Iterable[T], keys: Callable[[T], set[str]]) -> list[list[T]]:
+    """Items connected through shared keys, in order; an item without keys is alone."""
+    groups: list[tuple[set[str], list[T]]] = []
+    for item in items:
+        mine, merged = keys(item), [item]
+        touching = [g for g in groups if g[0] & mine]
+        for names, members in touching:
+            mine, merged = mine | names, members + merged
+        groups = [g for g in groups if not any(g is t for t in touching)] + [(mine, merged)]
     return [members for _, members in groups]
 
 
-def _components(operands: list[Operand], variables: set[str]) -> list[list[Operand]]:
-    """Operands connected through ``variables``, in order of first appearance."""
-    return _group(operands, lambda o: set(o.inputs) & variables)  # type: ignore[arg-type, return-value]
+def _components(
+    operands: list[Operand], variables: set[str], alias: Mapping[str, str] | None = None
+) -> list[list[Operand]]:
+    """Operands connected through ``variables``, names of one chain variable counting as one."""
+    same = alias or {}
+    return _group(operands, lambda o: {same.get(v, v) for v in set(o.inputs) & variables})
 
 
 def _ids(operands: list[Operand]) -> tuple[int, ...]:
