@@ -1,0 +1,124 @@
+"""Which pilot whales dive alike?  A hidden Markov model with a discrete random effect, fitted to real dives.
+
+Fifteen tagged whales, 50 to 254 dives each, eleven streams per dive, many of them missing. A dive is in one of K states z,
+and each whale belongs to one of C components c, which differ in how the states follow each other:
+
+    c_i ~ pi,   z_{i,0} ~ stationary distribution of A_c,   z_{i,t} ~ A_{c_i}[z_{i,t-1}],   y_{i,t} ~ F(z_{i,t}).
+
+States and components are summed out exactly; the rest is maximum likelihood. Data and model: Isojunno et al. (2017),
+Ecosphere, doi 10.1002/ecs2.2044; the data are distributed with momentuHMM. Run as
+
+    python examples/pilot_whales.py --data pilot_whales.csv --components 3
+"""
+
+import argparse
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.ops.indexing import Vindex
+from scipy.cluster.vq import kmeans2
+from torch import Tensor
+from torch.distributions import constraints
+
+import symhmm
+from symhmm.distributions import GammaMeanSd, VonMises, stationary_distribution
+from symhmm.posterior.queries import marginals
+
+BINARY = ["GR.tight", "dive.CS.pres", "dive.SS.pres", "presurf", "postsurf"]
+STREAMS = ["dive.dur", "dive.depth", "GR.speed2", "dive.pitchvar2", "breath.headchange", "GR.size", *BINARY]
+
+
+@dataclass(frozen=True)
+class Dives:
+    """Padded streams, time first: ``y[stream]`` and ``seen[stream]`` have shape (T, N)."""
+
+    y: dict[str, Tensor]
+    seen: dict[str, Tensor]
+    ids: tuple[str, ...]
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.y[STREAMS[0]])
+
+
+def load(path: str) -> Dives:
+    table = pd.read_csv(path)
+    whales = {str(name): rows for name, rows in table.groupby("ID", sort=False)}
+    longest = max(map(len, whales.values()))
+    y = {s: np.full((longest, len(whales)), np.nan) for s in STREAMS}
+    for i, rows in enumerate(whales.values()):
+        for s in STREAMS:
+            y[s][: len(rows), i] = rows[s]
+    return Dives(
+        {s: torch.tensor(v) for s, v in y.items()}, {s: torch.tensor(~np.isnan(v)) for s, v in y.items()}, tuple(whales)
+    )
+
+
+def starts(data: Dives, states: int, seed: int = 0) -> dict[str, Tensor]:
+    """Moments of each stream within clusters of dives (k-means on ranks; a missing value counts as a middling one)."""
+    rows = data.seen["dive.dur"]
+    ranks = np.stack([pd.Series(data.y[s][rows].numpy()).rank(pct=True).fillna(0.5) for s in STREAMS], axis=1)
+    _, label = kmeans2(ranks, states, minit="++", seed=seed)
+    out = {}
+    for s in STREAMS:
+        y = data.y[s][rows]
+        groups = [y[torch.tensor(label == k) & ~y.isnan()] for k in range(states)]
+        mean = torch.stack([g.mean() if len(g) else y.nanmean() for g in groups])
+        sd = torch.stack([g.std() if len(g) > 2 else y[~y.isnan()].std() for g in groups]).clamp_min(1e-2)
+        out[f"{s} mean"], out[f"{s} sd"] = mean, sd
+    return out
+
+
+def model(data: Dives, states: int, components: int, start: dict[str, Tensor]) -> None:
+    mean, sd = (lambda s: start[f"{s} mean"]), (lambda s: start[f"{s} sd"])
+    positive, unit = constraints.positive, constraints.unit_interval
+    shape = pyro.param("dive.dur shape", lambda: (mean("dive.dur") / sd("dive.dur")) ** 1.086, positive)
+    scale = pyro.param("dive.dur scale", lambda: mean("dive.dur"), positive)
+    gamma = {
+        s: (pyro.param(f"{s} mean", lambda s=s: mean(s), positive), pyro.param(f"{s} sd", lambda s=s: sd(s), positive))
+        for s in ("dive.depth", "GR.speed2")
+    }
+    m, v = mean("dive.pitchvar2"), sd("dive.pitchvar2") ** 2
+    alpha = pyro.param("dive.pitchvar2 alpha", lambda: m * (m * (1 - m) / v - 1).clamp_min(0.5), positive)
+    beta = pyro.param("dive.pitchvar2 beta", lambda: (1 - m) * (m * (1 - m) / v - 1).clamp_min(0.5), positive)
+    kappa = pyro.param("breath.headchange kappa", lambda: 1 / sd("breath.headchange") ** 2, positive)
+    rate = pyro.param("GR.size rate", lambda: mean("GR.size"), positive)
+    prob = {s: pyro.param(f"{s} prob", lambda s=s: mean(s).clamp(0.05, 0.95), unit) for s in BINARY}
+    # Transition logits: the diagonal is the reference. Components start apart, else they would stay alike for ever.
+    logits = pyro.param("transition", lambda: torch.linspace(-2.5, -1.0, components)[:, None, None].expand(
+        components, states, states - 1).clone())  # fmt: skip
+    transition = with_zero_diagonal(logits).softmax(-1)
+    initial = stationary_distribution(transition)
+    weights = pyro.param("weights", lambda: torch.full((components,), 1 / components), constraints.simplex)
+
+    with pyro.plate("whale", len(data.ids), dim=-1):
+        c = pyro.sample("component", dist.Categorical(weights))
+        z = None
+        for t in pyro.markov(range(data.num_steps)):
+            p = Vindex(initial)[c] if z is None else Vindex(transition)[c, z]
+            z = pyro.sample(f"z_{t}", dist.Categorical(p))
+            observe = {
+                "dive.dur": dist.Weibull(scale[z], shape[z]),
+                "dive.depth": GammaMeanSd(gamma["dive.depth"][0][z], gamma["dive.depth"][1][z]),
+                "GR.speed2": GammaMeanSd(gamma["GR.speed2"][0][z], gamma["GR.speed2"][1][z]),
+                "dive.pitchvar2": dist.Beta(alpha[z], beta[z]),
+                "breath.headchange": VonMises(torch.zeros_like(kappa)[z], kappa[z]),
+                "GR.size": dist.Poisson(rate[z]),
+                **{s: dist.Bernoulli(prob[s][z]) for s in BINARY},
+            }
+            for s, distribution in observe.items():
+                with pyro.poutine.mask(mask=data.seen[s][t]):
+                    pyro.sample(f"{s}_{t}", distribution, obs=data.y[s][t])
+
+
+def with_zero_diagonal(logits: Tensor) -> Tensor:
+    """(*, K, K - 1) off-diagonal logits, row by row, to (*, K, K) with zeros on the diagonal."""
+    k = logits.shape[-2]
+    # Read row by row, a square matrix is a diagonal entry, K others, a diagonal entry, K others, ..., a diagonal entry.
+    groups = logits.reshape(*logits.shape[:-2], k - 1, k)
+    flat = torch.cat([torch.zeros_like(groups[..., :1]), groups], -1).flatten(-2)
+    return torch.cat([flat, torch.zeros_like(flat[..., :1])], -1).unflatten(-1, (k, k))

@@ -1,0 +1,6 @@
+"""symhmm: hidden-state models with fixed and random effects, written as Pyro programs, summed out exactly, fitted fast."""
+
+from symhmm.compiler.density import Density, compile
+from symhmm.graph import FactorGraph
+
+__all__ = ["Density", "FactorGraph", "compile"]
