@@ -26,6 +26,20 @@ class ProgramError(SymhmmError):
     """The user's program does something that has no meaning as a probability model, or that capture cannot follow."""
 
 
+class StructureDependsOnInput(ProgramError):
+    """While a program is traced, its control flow reads the value of something that is an input of the trace.
+
+    Args:
+        placeholder: name of the traced input that the value depends on.
+    """
+
+    def __init__(
+        self, problem: str, *, placeholder: str, details: list[str] | tuple[str, ...] = (), suggestion: str = ""
+    ) -> None:
+        super().__init__(problem, details=details, suggestion=suggestion)
+        self.placeholder = placeholder
+
+
 class ShapeError(SymhmmError):
     """A tensor, mask or plate has a size that does not fit the others."""
 

@@ -1,0 +1,392 @@
+"""The Pyro messenger that watches one run of the program: enumerates, gives values, and records a log-factor per site."""
+
+from typing import Any
+
+import torch
+from pyro.distributions import MaskedDistribution
+from pyro.poutine.block_messenger import BlockMessenger
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_PARAM_STORE, _PYRO_STACK
+from torch import Tensor
+from torch.distributions import constraints, transform_to
+
+from symhmm.capture.enumeration import Enumeration
+from symhmm.capture.inputs import Inputs, initial_latent
+from symhmm.capture.observations import check_mask, check_values, masked_log_prob
+from symhmm.capture.records import Record, Result
+from symhmm.capture.time_index import NotVectorisable, innermost
+from symhmm.capture.tracking import Position, Tracker
+from symhmm.errors import ProgramError, ShapeError
+from symhmm.graph import Latent, Param, Plate
+
+
+class DeeperPlates(Exception):
+    """The program has more plate dimensions than were kept for it."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__(depth)
+        self.depth = depth
+
+
+class SiteMessenger(Messenger):
+    """Records every site of a run.
+
+    Args:
+        position: where the program is.
+        tracker: what is known of the tensors.
+        inputs: values of parameters and latents.
+        result: filled in here.
+        nesting: number of rightmost dimensions kept for plates.
+        check_data: whether observations are checked (never while tracing).
+    """
+
+    def __init__(
+        self, position: Position, tracker: Tracker, inputs: Inputs, result: Result, nesting: int, check_data: bool
+    ) -> None:
+        super().__init__()
+        self.position, self.tracker, self.inputs, self.result = position, tracker, inputs, result
+        self.nesting, self.check_data = nesting, check_data
+        self.enumeration = Enumeration(nesting, tracker, position)
+        self.given: set[str] = set()
+        self.used: list[tuple[str, Tensor, int]] = []
+
+    def _pyro_param(self, msg: dict[str, Any]) -> None:
+        name, init = msg["name"], (msg["args"][1] if len(msg["args"]) > 1 else None)
+        constraint = msg["kwargs"].get("constraint", constraints.real)
+        if init is None and name in _PYRO_PARAM_STORE:
+            # Only a PyroModule can have put it there: the store is empty while the program runs.
+            constraint = _PYRO_PARAM_STORE._constraints[name]
+            init = transform_to(constraint)(_PYRO_PARAM_STORE._params[name])
+
+        def default() -> Tensor:
+            if init is None:
+                raise ProgramError(
+                    f"parameter {name!r} has no initial value.", suggestion=f"pyro.param({name!r}, tensor)"
+                )
+            self.tracker.quiet = True
+            try:
+                value = init() if callable(init) and not isinstance(init, Tensor) else init
+            finally:
+                self.tracker.quiet = False
+            return value if isinstance(value, torch.nn.Parameter) else value.detach().clone()
+
+        value = self._by_step(name, default, lambda n, v: None)
+        event_dim = msg["kwargs"].get("event_dim")
+        for concrete, own in self._concrete(name):
+            self.result.params[concrete] = Param(own, constraint, event_dim)
+        if isinstance(init, torch.nn.Parameter) and value is not init:
+            # Networks use their parameters directly, whatever pyro.param returns.
+            self.tracker.instead[id(init)] = (init, value)
+        if any(f.full_size not in (None, f.size) for f in msg["cond_indep_stack"]):
+            value = value.view_as(value)
+            value._pyro_unconstrained_param = torch.empty(0)  # where a plate notes its subsample
+        msg["value"], msg["done"] = value, True
+
+    def _concrete(self, name: str) -> list[tuple[str, Tensor]]:
+        """The values recorded for ``name`` at each step."""
+        names = self._step_names(name)
+        return [(n, self.inputs.values[n]) for n in names if n in self.inputs.values]
+
+    def _step_names(self, name: str) -> list[str]:
+        tokens = self.result.names.of(name)
+        if not tokens:
+            return [name]
+        level = self.position.levels[-1]
+        if {t.loop for t in tokens} != {level.loop}:
+            raise NotVectorisable(f"the name of {name!r} depends on several loops")
+        return [self.result.names.resolve(name, {level.loop: k}) for k in range(level.length)]
+
+    def _by_step(self, name: str, default: Any, record: Any) -> Tensor:
+        """The value of a parameter or latent; in a vectorised loop those of all its steps at once."""
+        names = self._step_names(name)
+        if len(names) == 1 and names[0] == name:
+            value = self.inputs.get(name, default)
+            record(name, value)
+            return value
+        level = self.position.levels[-1]
+        if any(n not in self.inputs.values for n in names):
+            start = default()
+            rows = level.unbatch(start)
+            for n, row in zip(names, rows.unbind(), strict=True):
+                self.inputs.get(n, lambda row=row: row.clone())
+        for n in names:
+            record(n, self.inputs.values[n])
+        return level.batch(torch.stack([self.inputs.values[n] for n in names]))
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        fn, name = msg["fn"], msg["name"]
+        if type(fn).__name__ == "_Subsample":
+            self._subsample(msg)
+            return
+        deepest = max((-f.dim for f in msg["cond_indep_stack"] if f.vectorized), default=0)
+        if deepest > self.nesting:
+            raise DeeperPlates(deepest)
+        self.enumeration.enter(msg)
+        if msg["done"] or msg["is_observed"]:
+            return
+        self._require_token(name)
+        if msg["infer"].get("num_samples") or msg["infer"].get("enumerate") == "sequential":
+            raise ProgramError(
+                f"site {name!r} asks for sampling or sequential enumeration, which exact summation has no use for.",
+                details=[f"seen infer={ {k: v for k, v in msg['infer'].items() if not k.startswith('_')} }"],
+                suggestion="infer={'enumerate': 'parallel'} or no infer= at all",
+            )
+        self._refuse_outer_handlers(msg)
+        if getattr(fn, "has_enumerate_support", False):
+            self.enumeration.enumerate(msg)
+        elif getattr(fn.support, "is_discrete", False):
+            raise ProgramError(
+                f"discrete latent {name!r} has infinitely many values and cannot be summed out.",
+                details=[f"its distribution is {type(fn).__name__}"],
+                suggestion="a Categorical over a truncated range, or obs= if it was observed",
+            )
+        else:
+            self._give_value(msg)
+
+    def _subsample(self, msg: dict[str, Any]) -> None:
+        fn, name = msg["fn"], msg["name"]
+        given = msg["value"]
+        if name in self.inputs.subsamples:
+            msg["value"] = self.inputs.subsamples[name]
+        elif given is not None:
+            self.result.subsamples[name] = torch.as_tensor(given)
+            return
+        elif fn.subsample_size is None or fn.subsample_size >= fn.size:
+            return
+        else:
+            msg["value"] = self.inputs.subsample(name, fn)
+        self.result.subsamples[name] = msg["value"]
+
+    def _give_value(self, msg: dict[str, Any]) -> None:
+        fn, name = msg["fn"], msg["name"]
+        stack = [f for f in msg["cond_indep_stack"] if f.vectorized]
+        batch = fn.batch_shape[max(0, len(fn.batch_shape) - self.nesting) :]
+        part = [f for f in stack if f.full_size not in (None, f.size)]
+        plates = {f.name: f.dim for f in reversed(stack)}
+        if any(isinstance(v, Tensor) and level.holds(v) for v in vars(fn.support).values() for level in self._levels()):
+            raise NotVectorisable(f"the support of continuous latent {name!r} depends on the loop variable")
+
+        def default() -> Tensor:
+            self.tracker.quiet = True
+            try:
+                value = self._initial(fn, batch + fn.event_shape)
+                for f in part:
+                    value = _spread(value, f.dim - fn.event_dim, f.full_size, self._indices(f.name))
+            finally:
+                self.tracker.quiet = False
+            return value
+
+        def record(concrete: str, value: Tensor) -> None:
+            self.result.latents[concrete] = Latent(value, fn.support, fn.event_dim, plates)
+
+        value = self._by_step(name, default, record)
+        for f in part:
+            dim = f.dim - fn.event_dim
+            if value.dim() >= -dim and value.shape[dim] == f.full_size != f.size:
+                value = value.index_select(dim, self._indices(f.name))
+        self.given.add(name)
+        msg["value"], msg["done"] = value, True
+
+    def _levels(self) -> list[Any]:
+        return self.position.levels
+
+    def _initial(self, fn: Any, shape: torch.Size) -> Tensor:
+        """Initial value of a latent; one per step where the loop's level is open, even if they are equal."""
+        if not self.position.levels:
+            return initial_latent(fn, shape)
+        level = self.position.levels[-1]
+        rows = [initial_latent(_at(fn, level, k), shape) for k in range(level.length)]
+        return level.batch(torch.stack(rows))
+
+    def _indices(self, plate: str) -> Tensor:
+        return self.result.subsamples[plate]
+
+    def _require_token(self, name: str) -> None:
+        have = {t.loop for t in self.result.names.of(name)}
+        missing = [level for level in self.position.levels if level.loop not in have]
+        if missing:
+            raise NotVectorisable(f"site name {name!r} does not depend on the loop variable")
+
+    def _refuse_outer_handlers(self, msg: dict[str, Any]) -> None:
+        """Handlers that pick single steps by name cannot be followed for all steps at once."""
+        if not self.result.names.of(msg["name"]):
+            return
+        for handler in _PYRO_STACK:
+            data = getattr(handler, "data", None)
+            names = self._step_names(msg["name"]) if isinstance(data, dict) or isinstance(handler, BlockMessenger) else []
+            picked = [n for n in names if isinstance(data, dict) and n in data]
+            if isinstance(handler, BlockMessenger):
+                picked = [n for n in names if handler.hide_fn({**msg, "name": n})]
+            if picked:
+                raise NotVectorisable(f"a {type(handler).__name__} picks site {picked[0]!r} by name")
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        fn, name = msg["fn"], msg["name"]
+        if type(fn).__name__ == "_Subsample":
+            return
+        if msg["infer"].get("_deterministic"):
+            self._deterministic(msg)
+            return
+        self._require_token(name)
+        if name in self.result.records:
+            raise ProgramError(
+                f"two sites are called {name!r}.", suggestion="a name that differs, such as f'{name}_{t}' in a loop"
+            )
+        self._refuse_outer_handlers(msg)
+        self.tracker.quiet = True
+        try:
+            self._record(msg)
+        finally:
+            self.tracker.quiet = False
+
+    def _record(self, msg: dict[str, Any]) -> None:
+        fn, name, value, mask = msg["fn"], msg["name"], msg["value"], msg["mask"]
+        support = self.enumeration.supports.get(name)
+        stack = [f for f in reversed(msg["cond_indep_stack"]) if f.vectorized]
+        self._note_plates(stack)
+        if support is not None:
+            tensor, role = _log_prob(fn, value), "discrete latent"
+        else:
+            role = "continuous latent" if name in self.given else "factor" if type(fn).__name__ == "Unit" else "observed"
+            while isinstance(fn, MaskedDistribution):
+                mask, fn = _both(mask, fn._mask), fn.base_dist
+            if isinstance(mask, Tensor):
+                check_mask(name, mask, fn, {f.dim: f for f in stack}, self.nesting)
+            if self.check_data and role == "observed" and mask is not False:
+                check_values(name, fn, value, mask, self.position.levels)
+            tensor = masked_log_prob(fn, value, mask, replace=role == "observed")
+        for x in (msg["mask"], value):
+            if isinstance(x, Tensor):
+                self.used.append((name, x, innermost(x)._version))
+        self._check_carried(name, tensor, mask)
+        tensor, extra = self._weight(msg, tensor)
+        tensor, dims, axes = self._named(msg, tensor)
+        self.result.records[name] = Record(
+            name, role, tensor, dims, tuple(f.name for f in stack), axes, tuple(self.position.steps), extra, support,
+            (tuple(value.shape), type(fn).__name__) if role == "observed" else None,
+        )  # fmt: skip
+
+    def _check_carried(self, name: str, tensor: Tensor, mask: Any) -> None:
+        mark = self.tracker.union(tensor, *([mask] if isinstance(mask, Tensor) else []))
+        roles = {loop: role for loop, role, _ in self.position.steps}
+        if any(roles.get(loop, "curr") == "curr" for loop in mark.carried):
+            raise NotVectorisable(f"site {name!r} uses a tensor carried over more steps than the history")
+
+    def _weight(self, msg: dict[str, Any], tensor: Tensor) -> tuple[Tensor, float]:
+        """The weight set by `poutine.scale`: a number, or multiplied in where it differs between members."""
+        scale, own = msg["scale"], 1.0
+        for f in msg["cond_indep_stack"]:
+            if f.vectorized and f.full_size is not None and f.size > 0:
+                own = own * f.full_size / f.size
+        if isinstance(scale, Tensor):
+            if self.enumeration.sites_of(tensor, msg["name"]):
+                if scale.dim():
+                    raise ProgramError(
+                        f"the scale of site {msg['name']!r} differs between members, which has no meaning where "
+                        "discrete latents are summed out.",
+                        suggestion="one number for poutine.scale",
+                    )
+                return tensor, float(scale) / own
+            return tensor * (scale / own), 1.0
+        weight = scale / own
+        return tensor, 1.0 if abs(weight - 1.0) < 1e-12 else weight
+
+    def _named(self, msg: dict[str, Any], tensor: Tensor) -> tuple[Tensor, tuple[str, ...], tuple[str, ...]]:
+        """``tensor`` with one dimension per name: no dimension for what it does not depend on."""
+        plates = {f.dim: f.name for f in msg["cond_indep_stack"] if f.vectorized}
+        shape = tensor.shape
+        names: list[str | None] = []
+        for dim in range(-len(shape), 0):
+            if shape[dim] == 1:
+                names.append(None)
+            elif dim >= -self.nesting:
+                if dim not in plates:
+                    raise _undeclared(msg, dim, tuple(shape))
+                names.append(plates[dim])
+            else:
+                names.append(self.enumeration.name_of(dim, shape[dim], msg, tensor))
+                if names[-1] is None:
+                    raise _undeclared(msg, dim, tuple(shape))
+        for at, (dim_name, stride) in enumerate(zip(names, tensor.stride(), strict=True)):
+            # Memory that is read again and again for each member: the factor is the same for all of them.
+            if stride == 0 and dim_name in plates.values():
+                tensor, names[at] = tensor.narrow(at, 0, 1), None
+        tensor = tensor.reshape([s for s, n in zip(tensor.shape, names, strict=True) if n is not None])
+        dims = [n for n in names if n is not None]
+        for level in reversed(self.position.levels):
+            if level.holds(tensor):
+                tensor = level.unbatch(tensor)
+                dims.insert(0, level.loop)
+        return tensor, tuple(dims), tuple(level.loop for level in self.position.levels)
+
+    def _note_plates(self, stack: list[Any]) -> None:
+        for f in stack:
+            full = f.full_size if f.full_size is not None else f.size
+            plate = Plate(f.size, full / f.size, f.dim)
+            seen = self.result.plates.setdefault(f.name, plate)
+            if (seen.size, seen.dim) != (plate.size, plate.dim):
+                raise ShapeError(
+                    f"plate {f.name!r} is used with different sizes or dimensions.",
+                    details=[f"seen size {plate.size} at dim {plate.dim} and size {seen.size} at dim {seen.dim}"],
+                    suggestion="one plate object, used everywhere",
+                )
+
+    def _deterministic(self, msg: dict[str, Any]) -> None:
+        value = msg["value"]
+        for level in reversed(self.position.levels):
+            if level.holds(value):
+                value = level.unbatch(value)
+        if not any(role == "prev" for _, role, _ in self.position.steps):
+            self.result.deterministic[msg["name"]] = value
+
+
+def _log_prob(fn: Any, value: Tensor) -> Tensor:
+    """Log-probability of an enumerated value; probabilities that a plate repeats are turned into logits once."""
+    if "probs" in vars(fn) and "logits" not in vars(fn) and type(fn).__name__ == "Categorical":
+        probs = fn.probs
+        repeated = [d for d in range(probs.dim()) if probs.stride(d) == 0 and probs.shape[d] > 1]
+        if repeated:
+            for d in repeated:
+                probs = probs.narrow(d, 0, 1)
+            fn.logits = torch.distributions.utils.probs_to_logits(probs).expand(fn.probs.shape)
+    return fn.log_prob(value)
+
+
+def _both(a: Any, b: Any) -> Any:
+    if a is None or a is True:
+        return b
+    if b is None or b is True:
+        return a
+    return False if a is False or b is False else a & b
+
+
+def _at(fn: Any, level: Any, k: int) -> Any:
+    """The distribution as it is at step ``k`` of a vectorised loop."""
+    if not any(isinstance(v, Tensor) and level.holds(v) for v in vars(fn).values()) and not hasattr(fn, "base_dist"):
+        return fn
+    copy = object.__new__(type(fn))
+    for key, v in vars(fn).items():
+        if isinstance(v, Tensor) and level.holds(v):
+            v = level.unbatch(v)[k]
+        elif isinstance(v, torch.distributions.Distribution):
+            v = _at(v, level, k)
+        copy.__dict__[key] = v
+    return copy
+
+
+def _spread(value: Tensor, dim: int, size: int, index: Tensor) -> Tensor:
+    """A value for all members of a plate from one for a subsample: the others start like the first of them."""
+    if value.dim() < -dim or value.shape[dim] == 1:
+        return value
+    shape = list(value.shape)
+    shape[dim] = size
+    return value.narrow(dim, 0, 1).expand(shape).index_copy(dim, index, value)
+
+
+def _undeclared(msg: dict[str, Any], dim: int, shape: tuple[int, ...]) -> ShapeError:
+    plates = {f.dim: f.name for f in msg["cond_indep_stack"] if f.vectorized}
+    return ShapeError(
+        f"site {msg['name']!r} has a batch dimension that is not a plate.",
+        details=[f"seen log-probability of shape {shape}: size {shape[dim]} at dim {dim}", f"plates by dim: {plates}"],
+        suggestion="pyro.plate around the site, or .to_event(1) on its distribution",
+    )

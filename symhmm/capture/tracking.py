@@ -1,0 +1,259 @@
+"""What is known of every tensor while a program is captured, kept up to date by watching all torch calls.
+
+Each tensor remembers the discrete sites it was computed from, the loops in whose first (concrete) steps it was made,
+and the vectorised loop in which it is batched. These marks decide what shapes cannot: which variable a dimension
+belongs to, whether a value was carried over more steps than the history, whether it outlived its loop.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_batchedtensor
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, get_proxy_slot
+from torch.overrides import TorchFunctionMode
+
+from symhmm.capture.names import Names
+from symhmm.capture.time_index import Level, NotVectorisable, TimeIndex, innermost, select
+from symhmm.errors import StructureDependsOnInput
+
+_SCALARS: dict[Callable[..., Any], Callable[[Any], Any]] = {
+    torch.Tensor.__bool__: bool,
+    torch.Tensor.is_nonzero: bool,
+    torch.is_nonzero: bool,
+    torch.Tensor.__int__: int,
+    torch.Tensor.__float__: float,
+    torch.Tensor.__index__: int,
+    torch.Tensor.item: lambda value: value,
+}
+_EXPORTS = {
+    torch.Tensor.numpy,
+    torch.Tensor.tolist,
+    torch.Tensor.__array__,
+    torch.equal,
+    torch.Tensor.equal,
+    torch.allclose,
+    torch.Tensor.allclose,
+}
+# These look at the shape of a tensor, not at what it holds.
+_SHAPE_ONLY = {
+    "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like",
+    "new_zeros", "new_ones", "new_full", "new_empty", "new_tensor",
+}  # fmt: skip
+_FRESH = {"zeros", "ones", "full", "empty", "eye", "clone"} | _SHAPE_ONLY
+_IN_PLACE = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__iand__", "__ior__", "__ixor__"}
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What is known of one tensor.
+
+    Args:
+        run: the run it is known in; marks left by earlier runs mean nothing.
+        sites: discrete sites that it was computed from.
+        carried: loops in whose concrete steps it, or something it was computed from, was made.
+        level: the vectorised loop in which it was made, if it differs between the steps of one.
+    """
+
+    run: object
+    sites: frozenset[str] = frozenset()
+    carried: frozenset[str] = frozenset()
+    level: Level | None = None
+
+
+_EMPTY = Mark(None)
+
+
+@dataclass
+class Position:
+    """Where the program is: the steps that it stands in, outermost first, and the vectorised loops that are open."""
+
+    names: Names = field(default_factory=Names)
+    steps: list[tuple[str, str, int]] = field(default_factory=list)
+    levels: list[Level] = field(default_factory=list)
+
+    def concrete_loops(self) -> frozenset[str]:
+        """Loops that will be vectorised and stand in one of their first, concrete steps."""
+        return frozenset(loop for loop, role, _ in self.steps if role == "init")
+
+
+class Tracker(TorchFunctionMode):
+    """Sees every torch call of the program, gives it its meaning for all steps at once, and keeps the marks.
+
+    Args:
+        position: kept up to date by the loops.
+        fresh: give tensors made in a vectorised body the time dimension from the start, so that they can be written
+            in place.
+    """
+
+    def __init__(self, position: Position, fresh: bool) -> None:
+        super().__init__()
+        self.position, self.fresh = position, fresh
+        self.run = object()
+        self.instead: dict[int, tuple[Tensor, Tensor]] = {}
+        self.quiet = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__self__", None) is torch.Tensor.data:
+            func = torch.Tensor.detach  # .data has no batching rule
+        if self.instead:
+            args, kwargs = _map((args, kwargs), self._substitute)
+        inputs = tuple(_tensors((args, kwargs)))
+        for x in inputs:
+            level = self.mark(x).level
+            if level is not None and not level.open:
+                raise NotVectorisable("a value computed inside the loop is used after it")
+        if func in _SCALARS:
+            return self._scalar(func, args[0])
+        if func in _EXPORTS and get_proxy_mode() is not None:
+            for x in inputs:
+                require_constant(func, x)
+            with disable_proxy_modes_tracing():
+                return func(*args, **kwargs)
+        return self._marked(func, inputs, self._call(func, args, kwargs), args, kwargs)
+
+    def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if func is torch.Tensor.__getitem__:
+            return select(args[0], args[1], lambda x: self._scalar(torch.Tensor.__index__, x))
+        if func is torch.Tensor.__iter__:
+            return list(torch.Tensor.unbind(args[0]))
+        device = next((x.device for x in _tensors((args, kwargs))), None)
+        args, kwargs = _map((args, kwargs), lambda x: x.tensor(device) if isinstance(x, TimeIndex) else x)
+        if not self.position.levels:
+            return func(*args, **kwargs)
+        if func is torch.Tensor.__setitem__ and not isinstance(args[2], Tensor):
+            index = args[1]
+            if isinstance(index, Tensor) and index.dtype == torch.bool:
+                return args[0].masked_fill_(index, args[2])  # a boolean index has no batching rule
+        if func is torch.nn.functional.one_hot and len(args) > 1:
+            return (args[0].unsqueeze(-1) == torch.arange(args[1], device=args[0].device)).long()
+        if func is torch.tensor and args and isinstance(args[0], Tensor):
+            return args[0].clone()
+        out = func(*args, **kwargs)
+        if self.fresh and getattr(func, "__name__", "") in _FRESH and isinstance(out, Tensor):
+            level = self.position.levels[-1]
+            if not level.holds(out):
+                return level.batch(out.expand(level.length, *out.shape).clone())
+        return out
+
+    def mark(self, x: Tensor) -> Mark:
+        """What is known of ``x``; views share what is known of their base."""
+        own = getattr(x, "_symhmm_mark", _EMPTY)
+        own = own if own.run is self.run else _EMPTY
+        base = x._base
+        if base is None:
+            return own
+        of_base = getattr(base, "_symhmm_mark", _EMPTY)
+        return _union(self.run, (own, of_base)) if of_base.run is self.run else own
+
+    def set(self, x: Tensor, mark: Mark) -> None:
+        """Remember ``mark`` of ``x``."""
+        x._symhmm_mark = mark  # type: ignore[attr-defined]
+
+    def union(self, *tensors: Tensor) -> Mark:
+        """What is known of anything computed from ``tensors``."""
+        return _union(self.run, [self.mark(x) for x in tensors])
+
+    def _marked(self, func: Any, inputs: tuple[Tensor, ...], out: Any, args: Any, kwargs: Any) -> Any:
+        name = getattr(func, "__name__", "")
+        changed = _in_place_target(name, args, kwargs)
+        targets = [x for x in _tensors(out) if not any(x is y for y in inputs)] if changed is None else [changed]
+        if not targets:
+            return iter(out) if func is torch.Tensor.__iter__ else out
+        known = _union(self.run, [] if name in _SHAPE_ONLY else [self.mark(x) for x in inputs])
+        made = frozenset() if self.quiet else self.position.concrete_loops()
+        level = self.position.levels[-1] if self.position.levels else None
+        for x in targets:
+            mark = Mark(self.run, known.sites, known.carried | made, level if is_batchedtensor(x) else None)
+            if mark.sites or mark.carried or mark.level is not None:
+                self.set(x, mark)
+                if changed is not None and x._base is not None:
+                    self.set(x._base, _union(self.run, (mark, self.mark(x._base))))
+        return iter(out) if func is torch.Tensor.__iter__ else out
+
+    def _scalar(self, func: Any, x: Tensor) -> Any:
+        """Truth value or number: read where it is no graph input and the same at all steps, refused otherwise."""
+        if get_proxy_mode() is not None:
+            require_constant(func, x)
+        with disable_proxy_modes_tracing():
+            levels = [level for level in self.position.levels if level.holds(x)]
+            if not levels:
+                return func(x)
+            for level in reversed(levels):
+                x = level.unbatch(x)
+            x = x.reshape(-1)
+            same = x == x[-1]
+            if bool(same.all()):
+                return _SCALARS[func](x[-1].item())
+            settled = int((~same).nonzero().max()) + 1
+            raise NotVectorisable(
+                f"the value read by {func.__name__} differs between steps",
+                settled if len(levels) == 1 and settled <= 3 and self.position.levels[-1].length - settled > 2 else 0,
+            )
+
+    def _substitute(self, x: Any) -> Any:
+        found = self.instead.get(id(x)) if isinstance(x, Tensor) else None
+        return found[1] if found is not None else x
+
+
+def require_constant(func: Any, x: Tensor) -> None:
+    """Refuse reading ``x`` while tracing if it depends on an input of the trace: it would be baked in silently."""
+    mode = get_proxy_mode()
+    slot = None if mode is None else get_proxy_slot(innermost(x), mode.tracer, None)
+    todo = [] if slot is None else [slot.proxy.node]
+    seen = set(todo)
+    while todo:
+        node = todo.pop()
+        if node.op == "placeholder":
+            name = getattr(func, "__name__", "a function")
+            raise StructureDependsOnInput(
+                f"the program reads a number ({name}) out of a tensor that depends on input {node.name!r}.",
+                placeholder=node.name,
+                suggestion="torch.where instead of a Python branch",
+            )
+        if getattr(node.target, "__name__", "").split(".")[0] not in _SHAPE_ONLY:
+            todo += [n for n in node.all_input_nodes if n not in seen]
+            seen.update(node.all_input_nodes)
+
+
+def _union(run: object, marks: Any) -> Mark:
+    marks = [m for m in marks if m.run is run]
+    if not marks:
+        return Mark(run)
+    if len(marks) == 1:
+        return marks[0]
+    level = next((m.level for m in reversed(marks) if m.level is not None), None)
+    sites = frozenset().union(*(m.sites for m in marks))
+    return Mark(run, sites, frozenset().union(*(m.carried for m in marks)), level)
+
+
+def _in_place_target(name: str, args: Any, kwargs: Any) -> Tensor | None:
+    if isinstance(kwargs.get("out"), Tensor):
+        return kwargs["out"]
+    written = name in _IN_PLACE or (name.endswith("_") and not name.endswith("__") and name != "requires_grad_")
+    return args[0] if written and args and isinstance(args[0], Tensor) else None
+
+
+def _tensors(x: Any) -> Iterator[Tensor]:
+    if isinstance(x, Tensor):
+        yield x
+    elif isinstance(x, (tuple, list)):
+        for entry in x:
+            yield from _tensors(entry)
+    elif isinstance(x, dict):
+        yield from _tensors(list(x.values()))
+    elif isinstance(x, slice):
+        yield from _tensors((x.start, x.stop, x.step))
+
+
+def _map(x: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(x, tuple) and not hasattr(x, "_fields"):
+        return tuple(_map(entry, change) for entry in x)
+    if isinstance(x, list):
+        return [_map(entry, change) for entry in x]
+    if isinstance(x, dict):
+        return {key: _map(entry, change) for key, entry in x.items()}
+    return change(x)
