@@ -1,0 +1,110 @@
+"""Information: how many observations there are, how sharply they determine the parameters, what lies at an edge."""
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from symhmm.compiler.density import Density
+from symhmm.infer.target import Target
+from symhmm.tables.results import label
+
+FLAT = 1e-6  # eigenvalue of the scaled information, relative to the largest, below which a direction counts as flat
+EDGE = 9.0  # unconstrained distance (log or logit) beyond which a value counts as lying at the edge of its support
+
+
+@dataclass(frozen=True, eq=False)
+class Information:
+    """Observed information at a point of the unconstrained space.
+
+    Args:
+        matrix: shape (n, n), minus the Hessian over the free coordinates, by central differences of the exact gradient.
+        covariance: shape (n, n), its inverse over the directions that are not flat.
+        flat: shape (n,), True for coordinates that take part in a flat or rising direction; they have no standard error.
+        rank: number of directions that the data determine.
+    """
+
+    matrix: Tensor
+    covariance: Tensor
+    flat: Tensor
+    rank: int
+
+
+def information(goal: Target, vector: Tensor) -> Information:
+    """Observed information of the free coordinates at ``vector``; costs two gradients for each of them."""
+    x = vector[goal.free].double().numpy().copy()
+    n = x.size
+    # The third root of the rounding error balances it against the curvature of the gradient.
+    step = float(torch.finfo(goal.start.dtype).eps) ** (1 / 3)
+    matrix = np.empty((n, n))
+    for i in range(n):
+        h = step * max(1.0, abs(x[i]))
+        ahead, behind = x.copy(), x.copy()
+        ahead[i], behind[i] = x[i] + h, x[i] - h
+        matrix[i] = (goal.evaluate(behind)[1] - goal.evaluate(ahead)[1]) / (ahead[i] - behind[i])
+    matrix = (matrix + matrix.T) / 2
+    if not np.isfinite(matrix).all():
+        return Information(torch.from_numpy(matrix), torch.full((n, n), torch.nan).double(), torch.ones(n).bool(), 0)
+    # Scaled to unit diagonal, so that flat means undetermined and not merely measured in small units; a coordinate that
+    # gains nothing even when it moves by ten times its own size is not scaled up.
+    size = np.sqrt(np.maximum(np.abs(np.diag(matrix)), 1e-2 / np.maximum(1.0, np.abs(x)) ** 2))
+    roots, directions = np.linalg.eigh(matrix / np.outer(size, size))
+    good = roots > FLAT * max(roots.max(initial=0.0), FLAT)
+    lost = (np.abs(directions[:, ~good]) > 0.05).any(axis=1)
+    half = directions[:, good] / np.sqrt(roots[good]) / size[:, None]
+    covariance, rank = half @ half.T, int(good.sum())
+    return Information(torch.from_numpy(matrix), torch.from_numpy(covariance), torch.from_numpy(lost), rank)
+
+
+def standard_errors(goal: Target, vector: Tensor, found: Information) -> dict[str, Tensor]:
+    """Standard errors of the constrained values by the delta method, by name; NaN where the information is flat."""
+    place = {int(i): k for k, i in enumerate(goal.free)}
+    out = {}
+    for e in goal.entries:
+        where = [place[i] for i in range(e.start, e.stop)]
+        free = vector[e.start : e.stop].double()
+        jacobian = torch.func.jacrev(lambda u, e=e: e.transform(u.reshape(e.free_shape)).reshape(-1))(free)
+        variance = (jacobian @ found.covariance[where][:, where] * jacobian).sum(-1)
+        touched = ((jacobian != 0) & found.flat[where]).any(-1)
+        se = torch.where(touched, torch.nan, variance.clamp(min=0).sqrt())
+        out[e.name] = se.reshape(e.shape)
+    return out
+
+
+def at_edge(goal: Target, vector: Tensor) -> tuple[str, ...]:
+    """Elements that have run to the edge of their support, such as a variance at zero, in words."""
+    found = []
+    for e in goal.entries:
+        free = vector[e.start : e.stop]
+        # A real number has no edge: equality of transform and identity is what tells.
+        if e.free_shape != e.shape or bool(
+            (e.transform(free.reshape(e.free_shape)) == free.reshape(e.free_shape)).all()
+        ):
+            continue
+        value = e.transform(free.reshape(e.free_shape)).reshape(-1)
+        names = label(e.name, e.shape)
+        found += [
+            f"{names[i]} = {value[i].item():.2g}" for i in range(len(names)) if abs(free[i]) > EDGE and value[i] < 1
+        ]
+    return tuple(found)
+
+
+def count_observations(density: Density) -> int:
+    """Number of observed values: elements of the observed sites over plates and time, masked ones left out.
+
+    A masked element is recognised by a log-density of exactly zero in every state.
+    """
+    total = 0
+    graph = density.graph_at(density.initial())
+    sizes = {n: p.size for n, p in graph.plates.items()} | {n: c.length for n, c in graph.chains.items()}
+    for f in graph.factors:
+        if f.role != "observed":
+            continue
+        names = tuple(f.inputs)
+        data = f.term.data if isinstance(f.term.data, Tensor) else torch.as_tensor(f.term.data)
+        states = [i for i, n in enumerate(names) if n in graph.variables]
+        seen = (data != 0).any(dim=tuple(states)) if states else data != 0
+        total += int(seen.sum()) * prod(sizes[p] for p in f.frames if p not in names)
+    return total

@@ -1,0 +1,259 @@
+"""Maximum likelihood and maximum a posteriori: L-BFGS from several starts on the compiled density."""
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from symhmm.compiler.density import Density
+from symhmm.errors import FitError
+from symhmm.infer.checkpoint import Checkpoint, fingerprint
+from symhmm.infer.information import at_edge, count_observations
+from symhmm.infer.lbfgs import Ascent, ascend
+from symhmm.infer.progress import Listener, Reporter
+from symhmm.infer.starts import draw_starts, scales
+from symhmm.infer.target import Array, Target, target
+from symhmm.tables.results import LOG_LIKELIHOOD, LOG_POSTERIOR, Estimate, Optima, Status
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """A fit between two starts: ``ascents`` are the finished ones; ``log`` holds the evaluations of the one under way.
+
+    An interrupted ascent is continued by repeating it with its logged values and gradients, which costs nothing and gives
+    the same numbers as if it had never stopped.
+    """
+
+    goal: Target
+    method: str
+    starts: tuple[Array, ...]
+    ascents: tuple[Ascent, ...] = ()
+    log: tuple[tuple[float, Array], ...] = ()
+    evaluations: int = 0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `run` was asked for; see there."""
+
+    seed: int = 0
+    restarts: int = 4
+    jitter: float = 1.0
+    screen: int = 10
+    tolerance: float = 1e-5
+    max_evaluations: int = 2000
+    precision: float = field(default=float(np.finfo(np.float64).eps), repr=False)
+
+
+def run(
+    density: Density,
+    *,
+    method: str = "mle",
+    fix: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    restarts: int = 4,
+    jitter: float = 1.0,
+    screen: int = 10,
+    tolerance: float = 1e-5,
+    max_evaluations: int = 2000,
+    progress: bool | Listener | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+) -> Estimate:
+    """Maximise the log-density over the constrained values (no Jacobian).
+
+    Args:
+        method: ``mle`` for a program whose free values are all parameters; ``map`` for the joint maximum over parameters
+            and continuous latents.
+        fix: constrained values to hold, by name.
+        seed: of the jitter.
+        restarts: starts in all. The first is the program's own (moved by a hundredth of the jitter, which breaks the
+            symmetry of states that start equal), the others the best of ``screen`` jittered points each.
+        jitter: size of the jitter in standard errors of one observation.
+        tolerance: nats that a further Newton step may still promise at convergence.
+        max_evaluations: gradients per start.
+        progress: a function of `Progress`, True for a bar, None for a bar on a terminal.
+        checkpoint: file to write to and to continue from; the result is the same as without interruption.
+
+    Returns:
+        The best optimum. Ctrl-C returns the best point so far, and says so in its status.
+
+    Raises:
+        FitError: nothing to fit, or ``mle`` is asked of a program with continuous latents.
+    """
+    began = time.perf_counter()
+    options = Options(seed, restarts, jitter, screen, tolerance, max_evaluations)
+    goal = target(density, fix or {}, method)
+    _check(goal, method, options)
+    options = replace(options, precision=float(torch.finfo(goal.start.dtype).eps))
+    file = Checkpoint(checkpoint, fingerprint(goal, method, vars(options)) if checkpoint else "")
+    state, stopped = None, False
+    try:
+        state = _restored(goal, method, file.read()) or init(goal, method, options)
+        while len(state.ascents) < len(state.starts):
+            state = step(state, options, progress, file)
+            if state.ascents[-1].interrupted:
+                stopped = True
+                break
+            file.write(_saved(state))
+    except KeyboardInterrupt:
+        state, stopped = state or State(goal, method, (goal.x,)), True
+    return _estimate(state, stopped, options, time.perf_counter() - began)
+
+
+def init(goal: Target, method: str, options: Options) -> State:
+    """Draw the starts."""
+    count = 0
+
+    def evaluate(x: Array) -> tuple[float, Array]:
+        nonlocal count
+        count += 1
+        return goal.evaluate(x)
+
+    scale = scales(evaluate, goal.x, max(count_observations(goal.density), 1))
+    starts = draw_starts(
+        evaluate, goal.x, scale, options.restarts, seed=options.seed, jitter=options.jitter, screen=options.screen
+    )
+    return State(goal, method, tuple(starts), evaluations=count)
+
+
+def step(
+    state: State, options: Options, progress: bool | Listener | None = None, file: Checkpoint | None = None
+) -> State:
+    """Climb from the next start to its optimum."""
+    number = len(state.ascents)
+    report = Reporter(progress, f"{state.method}, start {number + 1} of {len(state.starts)}", options.max_evaluations)
+    log, done = list(state.log), 0
+    best = -np.inf
+
+    def evaluate(x: Array) -> tuple[float, Array]:
+        nonlocal done, best
+        if done == len(log):
+            value, gradient = state.goal.evaluate(x)
+            log.append((value, gradient.copy()))
+            if file is not None and file.due:
+                file.write(_saved(replace(state, log=tuple(log))))
+        value, gradient = log[done]
+        done += 1
+        best = max(best, value) if np.isfinite(value) else best
+        report(done, best)
+        return value, gradient
+
+    try:
+        ascent = ascend(
+            evaluate,
+            state.starts[number],
+            tolerance=options.tolerance,
+            max_evaluations=options.max_evaluations,
+            precision=options.precision,
+        )
+    finally:
+        report.close()
+    if ascent.interrupted and file is not None:
+        file.write(_saved(replace(state, log=tuple(log))))
+    return replace(state, ascents=(*state.ascents, ascent), log=(), evaluations=state.evaluations + len(ascent.trace))
+
+
+def _check(goal: Target, method: str, options: Options) -> None:
+    if options.restarts < 1:
+        raise FitError(f"restarts={options.restarts} leaves nothing to run.", suggestion="restarts=1")
+    latents = [e for e in goal.entries if not e.is_param]
+    if method == "mle" and latents:
+        random = [e.name for e in latents if e.plates]
+        names = ", ".join(f"{e.name!r} ({e.role})" for e in latents[:6])
+        what = "random effects" if random else "priors"
+        why = (
+            "their joint maximum with the parameters is not a maximum likelihood estimate: spreads go to zero"
+            if random
+            else "with a prior the maximum is that of the posterior density"
+        )
+        raise FitError(
+            f"method='mle' cannot fit a program with {what}: {names}.",
+            details=[why],
+            suggestion="method='svi', which integrates them" if random else "method='map'",
+        )
+
+
+def _estimate(state: State, stopped: bool, options: Options, seconds: float) -> Estimate:
+    goal = state.goal
+    ascents = state.ascents or (Ascent(goal.x, -np.inf, np.zeros(goal.size)),)
+    best = max(ascents, key=lambda a: a.value)
+    vector = goal.embed(torch.from_numpy(best.x).to(goal.start.dtype))
+    with torch.no_grad():
+        values = {n: v.detach() for n, v in goal.values(vector).items()}
+    latents = any(not e.is_param for e in goal.density.layout.entries)
+    return Estimate(
+        method=state.method,
+        values=values,
+        vector=vector,
+        objective=best.value,
+        objective_name=LOG_POSTERIOR if latents else LOG_LIKELIHOOD,
+        trace=torch.tensor(best.trace, dtype=torch.float64),
+        status=_status(goal, best, vector, values, stopped, options),
+        n_evaluations=state.evaluations,
+        seconds=seconds,
+        counts={e.name: e.stop - e.start for e in goal.entries},
+        optima=Optima(tuple(a.value for a in ascents), tuple(a.converged for a in ascents)),
+        fixed=tuple(goal.fixed),
+    )
+
+
+def _status(goal: Target, best: Ascent, vector: torch.Tensor, values: Any, stopped: bool, options: Options) -> Status:
+    if stopped:
+        return Status(
+            False, "stopped by Ctrl-C", ("the best point so far",), "the same call with checkpoint= continues"
+        )
+    if not np.isfinite(best.value):
+        sites = goal.density.nonfinite_sites(values)
+        where = tuple(f"site {s!r}" for s in sites) or ("every site alone is finite: their sum or its gradient is not",)
+        return Status(
+            False, "the density is not finite at any start", where, "other starting values, or check the data there"
+        )
+    edges = at_edge(goal, vector)
+    largest = float(np.abs(best.gradient).max())
+    measured = f"largest gradient {largest:.2g}, next step gains {best.gain:.2g} nats"
+    if not best.converged:
+        causes = (measured, *(f"at the edge: {e}" for e in edges))
+        if len(best.trace) >= options.max_evaluations:
+            return Status(
+                False,
+                "not converged",
+                (f"all {len(best.trace)} evaluations used", *causes),
+                "max_evaluations=, restarts=",
+            )
+        return Status(
+            False, "not converged: the line search found no further rise", causes, "restarts=, or simplify the model"
+        )
+    if float(np.abs(best.gradient).max()) == 0.0 and len(set(best.trace)) == 1:
+        return Status(
+            False, "the density is flat", ("it does not depend on the free values",), "check what the program does"
+        )
+    if edges:
+        return Status(True, f"converged ({measured}) at the edge of the parameter space", edges)
+    return Status(True, f"converged ({measured})")
+
+
+def _saved(state: State) -> dict[str, Any]:
+    out: dict[str, Any] = {"starts": np.stack(state.starts), "evaluations": np.array(state.evaluations)}
+    for i, a in enumerate(state.ascents):
+        numbers = np.array([a.value, a.gain, float(a.converged)])
+        out |= {f"{i}.x": a.x, f"{i}.gradient": a.gradient, f"{i}.numbers": numbers, f"{i}.trace": np.array(a.trace)}
+    if state.log:
+        out |= {"log.values": np.array([v for v, _ in state.log]), "log.gradients": np.stack([g for _, g in state.log])}
+    return out
+
+
+def _restored(goal: Target, method: str, arrays: dict[str, Any] | None) -> State | None:
+    if arrays is None:
+        return None
+    ascents, i = [], 0
+    while f"{i}.x" in arrays:
+        value, gain, converged = arrays[f"{i}.numbers"].tolist()
+        trace = arrays[f"{i}.trace"].tolist()
+        ascents.append(Ascent(arrays[f"{i}.x"], value, arrays[f"{i}.gradient"], gain, bool(converged), trace))
+        i += 1
+    log = tuple(zip(arrays.get("log.values", np.zeros(0)).tolist(), arrays.get("log.gradients", ()), strict=True))
+    return State(goal, method, tuple(arrays["starts"]), tuple(ascents), log, int(arrays["evaluations"]))

@@ -1,0 +1,57 @@
+"""Starts: seeded jitter in the unconstrained space on the scale of the data, screened by the density itself."""
+
+import numpy as np
+
+from symhmm.infer.lbfgs import Evaluate
+from symhmm.infer.target import Array
+
+CURVATURES = 200  # coordinates beyond which measuring each one's curvature costs more than it saves
+LARGEST_JITTER = 3.0
+
+
+def scales(evaluate: Evaluate, x: Array, n_observations: int) -> Array:
+    """Standard error that a single observation would leave on each coordinate, shape (n,).
+
+    This is the size of a jitter that makes states different from each other without leaving the data: a location gets the
+    spread of the data, a log scale or a logit about one. It is ``sqrt(N / -H_ii)``, with the diagonal of the Hessian from
+    differences of the gradient; a coordinate that the data say nothing about gets 1.
+    """
+    if x.size > CURVATURES:
+        return np.maximum(1.0, 0.1 * np.abs(x))
+    _, here = evaluate(x)
+    out = np.ones_like(x)
+    for i in range(x.size):
+        moved = x.copy()
+        moved[i] += 1e-4 * max(1.0, abs(x[i]))
+        curvature = abs(evaluate(moved)[1][i] - here[i]) / (moved[i] - x[i])
+        if np.isfinite(curvature) and curvature > 0:
+            out[i] = np.sqrt(n_observations / curvature)
+    largest = LARGEST_JITTER * np.maximum(1.0, np.abs(x))
+    return np.where(out > largest, 1.0, np.maximum(out, 0.05))
+
+
+def draw_starts(
+    evaluate: Evaluate, x: Array, scale: Array, number: int, *, seed: int, jitter: float = 1.0, screen: int = 10
+) -> list[Array]:
+    """``number`` starting points: the program's own first, then the best of ``screen`` jittered ones for each other start.
+
+    The own start is moved by a hundredth of the scale. Where all states start equal the gradient keeps them equal, and
+    this is what breaks the symmetry. Points where the density is not finite are not taken while finite ones are left.
+
+    >>> flat = lambda x: (0.0, 0 * x)
+    >>> len(draw_starts(flat, np.zeros(2), np.ones(2), 3, seed=0))
+    3
+    """
+    generator = np.random.default_rng(seed)
+    own = x + 0.01 * jitter * scale * generator.standard_normal(x.size)
+    if not np.isfinite(evaluate(own)[0]):
+        own = x
+    if number == 1 and np.isfinite(evaluate(own)[0]):
+        return [own]
+    candidates = [x + jitter * scale * generator.standard_normal(x.size) for _ in range(screen * max(number - 1, 1))]
+    values = [evaluate(c)[0] for c in candidates]
+    order = sorted(range(len(candidates)), key=lambda i: -values[i] if np.isfinite(values[i]) else np.inf)
+    best = [candidates[i] for i in order if np.isfinite(values[i])]
+    if not np.isfinite(evaluate(own)[0]):
+        return best[:number] or [own]
+    return [own, *best][:number]

@@ -1,0 +1,163 @@
+"""Target: the part of a density that a driver may move, as a function of one plain vector."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from symhmm.compiler.density import Density
+from symhmm.compiler.layout import Entry
+from symhmm.compiler.step import Step, trace
+from symhmm.errors import FitError, ValuesError
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A density with some values fixed and some coordinates held.
+
+    Args:
+        density: what is evaluated.
+        fixed: constrained values that replace the density's own exactly, by name; they may lie on the edge of a support.
+        start: shape (size,), unconstrained starting point of the whole vector.
+        free: shape (n,), positions in the vector that the driver moves; all others keep their starting value.
+    """
+
+    density: Density
+    fixed: Mapping[str, Tensor]
+    start: Tensor
+    free: Tensor
+    _steps: dict[str, Step] = field(default_factory=dict, repr=False)
+
+    @property
+    def size(self) -> int:
+        """Number of free coordinates."""
+        return self.free.numel()
+
+    @cached_property
+    def entries(self) -> tuple[Entry, ...]:
+        """Entries of the layout that are not fixed."""
+        return tuple(e for e in self.density.layout.entries if e.name not in self.fixed)
+
+    @property
+    def x(self) -> Array:
+        """Free part of the start, shape (n,)."""
+        return self.start[self.free].double().numpy().copy()
+
+    def embed(self, x: Tensor) -> Tensor:
+        """The whole vector, shape (size,), with ``x`` in the free positions."""
+        if self.size == self.start.numel():
+            return x
+        return self.start.index_put((self.free,), x)
+
+    def values(self, vector: Tensor) -> dict[str, Tensor]:
+        """Constrained values of a whole vector, fixed ones bit-equal to what was given; differentiable."""
+        return {**self.density.unpack(vector), **self.fixed}
+
+    def log_abs_det_jacobian(self, vector: Tensor) -> Tensor:
+        """Log volume change of the continuous latents that are not fixed, nats, shape ()."""
+        return self._volume(vector).sum()
+
+    def member_jacobian(self, vector: Tensor, index: Tensor) -> Tensor:
+        """The same for each member of a block whose coordinates are ``index`` of shape (M, D); shape (M,)."""
+        return self._volume(vector)[index].sum(-1)
+
+    def _volume(self, vector: Tensor) -> Tensor:
+        """Log volume change, shape (size,); that of a multivariate latent stands at its first coordinates."""
+        pieces = []
+        for e in self.density.layout.entries:
+            free = vector[e.start : e.stop].reshape(e.free_shape)
+            zero = torch.zeros_like(free)
+            if not e.is_param and e.name not in self.fixed:
+                change = e.transform.log_abs_det_jacobian(free, e.transform(free))
+                missing = free.dim() - change.dim()
+                if missing:
+                    shape = e.free_shape[-missing:]
+                    first = (torch.arange(prod(shape)) == 0).to(free.dtype).reshape(shape)
+                    change = change.reshape(*change.shape, *[1] * missing) * first
+                zero = zero + change
+            pieces.append(zero.reshape(-1))
+        return torch.cat(pieces)
+
+    def evaluate(self, x: Array) -> tuple[float, Array]:
+        """Log-density (nats) and its gradient over the free coordinates, in float64."""
+        vector = self.embed(torch.from_numpy(x).to(self.start.dtype))
+        if self.fixed:
+            value, gradient = self._with_fixed(vector)
+        else:
+            value, gradient = self.density.value_and_grad(vector)
+        if self.size != self.start.numel():
+            gradient = gradient[self.free]
+        return value.item(), gradient.double().numpy()
+
+    def holding(self, names: set[str]) -> "Target":
+        """The same target with the coordinates of ``names`` held at their start."""
+        held = {i for e in self.density.layout.entries if e.name in names for i in range(e.start, e.stop)}
+        keep = [i for i in self.free.tolist() if i not in held]
+        return Target(self.density, self.fixed, self.start, torch.tensor(keep, dtype=torch.long), self._steps)
+
+    def at(self, vector: Tensor) -> "Target":
+        """The same target with another starting point."""
+        return Target(self.density, self.fixed, vector, self.free, self._steps)
+
+    def captured(self, key: str, f: Any, example: tuple[Tensor, ...]) -> Any:
+        """``f``, which contains its own gradient, captured once; as it is where the program must run each time."""
+        if self.density.compiled.mode == "eager":
+            return f
+        if key not in self._steps:
+            self._steps[key] = trace(f, example, (), gradients=True)
+        step = self._steps[key]
+        constants = step.constants(())
+        return lambda *values: step.body(*values, *constants)
+
+    def _with_fixed(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        def gradient(v: Tensor) -> tuple[Tensor, Tensor]:
+            return value_and_gradient(lambda u: self.density.log_prob(self.values(u)), v)
+
+        with torch.no_grad():
+            out: tuple[Tensor, Tensor] = self.captured("fixed", gradient, (vector,))(vector)
+        return out
+
+
+def target(density: Density, fix: Mapping[str, Any], method: str) -> Target:
+    """The free part of ``density`` once the values in ``fix`` are held.
+
+    Raises:
+        FitError: nothing is left to fit, or a name or shape in ``fix`` is wrong.
+    """
+    initial = density.initial()
+    try:
+        checked = density.layout.check({**initial, **fix})
+    except ValuesError as error:
+        raise FitError(f"fix= cannot be used. {error}") from error
+    fixed = {n: checked[n].detach().clone() for n in fix}
+    for n, v in fixed.items():
+        if not bool(torch.isfinite(v).all()):
+            raise FitError(f"the value given to fix {n!r} is not finite.", details=[f"seen {v}"])
+    free = [i for e in density.layout.entries if e.name not in fixed for i in range(e.start, e.stop)]
+    if not free:
+        held = f"fixed: {', '.join(fixed)}" if fixed else "the program has no pyro.param and no continuous latent"
+        raise FitError(
+            f"there are no free values for method={method!r} to fit.",
+            details=[held],
+            suggestion="density.log_prob(density.initial()) evaluates it as it is",
+        )
+    return Target(density, fixed, density.pack(initial).detach(), torch.tensor(free, dtype=torch.long))
+
+
+def value_and_gradient(f: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Value of a scalar function and its gradient, detached; zero where the value does not depend on ``x``."""
+    with torch.enable_grad():
+        free = x.detach().requires_grad_()
+        value = f(free)
+        if not value.requires_grad:
+            return value.detach(), torch.zeros_like(free)
+        (gradient,) = torch.autograd.grad(value, free, allow_unused=True, materialize_grads=True)
+    return value.detach(), gradient
