@@ -47,7 +47,7 @@ class VonMises(dist.VonMises):
         # 1 - cos cancels near the mean, where a concentrated density has its mass; half angles do not.
         half = torch.sin((value - self.loc) / 2)
         k = self.concentration
-        # k - |k| is zero with slope 1 at k = 0, where torch takes the slope of i0e as 0 and its slope from the right is -1.
+        # k - |k| is 0 with slope 1 at k = 0: torch gives i0e the slope 0 there, and from the right it is -1.
         return -2 * k * half * half + (k - k.abs()) - torch.special.i0e(k).log() - math.log(2 * math.pi)
 
     @lazy_property
