@@ -41,6 +41,7 @@ HIDDEN = {
 LATE = {
     "arviz",
     "formulae",
+    "hypothesis",
     "matplotlib",
     "nutpie",
     "pandas",
