@@ -1,0 +1,1 @@
+"""From a factor graph to a density: plan, lower, trace."""
