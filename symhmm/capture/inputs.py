@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import biject_to, constraints, transform_to
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode
 
 from symhmm.errors import ValuesError
@@ -57,6 +57,27 @@ class Inputs:
             with self.drawing():
                 self.subsamples[name] = draw()
         return self.subsamples[name]
+
+
+def initial_param(name: str, value: Tensor, constraint: constraints.Constraint) -> Tensor:
+    """The initial value of a parameter, brought into its support as Pyro does (rows of a simplex are normalised).
+
+    Raises:
+        ValuesError: there is no such point, as for a negative value of a positive parameter.
+    """
+    with torch.no_grad(), disable_proxy_modes_tracing():
+        value = value.detach().clone()
+        if bool(constraint.check(value).all()):
+            return value
+        transform = transform_to(constraint)
+        inside = transform(transform.inv(value))
+        if not bool(constraint.check(inside).all()):
+            raise ValuesError(
+                f"the initial value of parameter {name!r} lies outside its constraint {constraint}.",
+                details=[f"seen {value}"],
+                suggestion="an initial value inside",
+            )
+        return inside
 
 
 def initial_latent(fn: Any, shape: torch.Size) -> Tensor:

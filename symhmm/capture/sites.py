@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import constraints, transform_to
 
 from symhmm.capture.enumeration import Enumeration
-from symhmm.capture.inputs import Inputs, initial_latent
+from symhmm.capture.inputs import Inputs, initial_latent, initial_param
 from symhmm.capture.observations import check_mask, check_values, masked_log_prob
 from symhmm.capture.records import Record, Result
 from symhmm.capture.time_index import NotVectorisable, innermost
@@ -68,7 +68,7 @@ class SiteMessenger(Messenger):
                 value = init() if callable(init) and not isinstance(init, Tensor) else init
             finally:
                 self.tracker.quiet = False
-            return value if isinstance(value, torch.nn.Parameter) else value.detach().clone()
+            return value if isinstance(value, torch.nn.Parameter) else initial_param(name, value, constraint)
 
         value = self._by_step(name, default, lambda n, v: None)
         event_dim = msg["kwargs"].get("event_dim")
