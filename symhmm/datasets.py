@@ -105,13 +105,14 @@ def simulate_mixed_hmm(
     logits: Tensor | None = None,
     loc: Tensor | None = None,
     scale: Tensor | None = None,
+    dtype: torch.dtype | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[SequenceData, MixedTruth]:
     """Simulate a hidden Markov model whose transition logits differ between individuals.
 
-    Individual n leaves state i for j with probability ``softmax_j(logits[i, j] + effects[n, i, j])``. The effects off the
-    diagonal are independent and normal with mean 0 and standard deviation ``spread``, those on the diagonal are 0. The
-    first state is uniform. The same seed gives the same data.
+    Individual n leaves state i for j with probability ``softmax_j(logits[i, j] + effects[n, i, j])``. The effects off
+    the diagonal are independent and normal with mean 0 and standard deviation ``spread``, those on the diagonal are 0.
+    The first state is uniform. The same seed gives the same data.
 
     Args:
         num_sequences: N, individuals.
@@ -124,10 +125,11 @@ def simulate_mixed_hmm(
         logits: shape (K, K), diagonal 0 (else it is subtracted from its row); None gives -2 off the diagonal.
         loc: shape (K,); None gives 3 standard deviations between neighbours, or rates 2, 6, 18, ...
         scale: shape (K,), positive; None gives 1. Not for Poisson.
+        dtype: of the numbers; None is torch's default.
         generator: source of the random numbers; None uses torch's own.
 
     Returns:
-        the data, and the truth behind them, in the default dtype.
+        the data, and the truth behind them.
 
     Raises:
         DataError: sizes below 1, ``missing`` outside [0, 1), a negative ``spread``, or an unknown ``emission``.
@@ -141,11 +143,12 @@ def simulate_mixed_hmm(
     least = num_steps if shortest is None else shortest
     _check(num_sequences, num_states, least, num_steps, missing, emission)
     n, t, k = num_sequences, num_steps, num_states
-    off_diagonal = 1 - torch.eye(k)
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    off_diagonal = 1 - torch.eye(k, dtype=dtype)
 
     # Step 1: the population.
     logits = -2 * off_diagonal if logits is None else logits - logits.diagonal().unsqueeze(-1)
-    spread = torch.as_tensor(spread, dtype=off_diagonal.dtype) * off_diagonal
+    spread = torch.as_tensor(spread, dtype=dtype) * off_diagonal
     if (spread < 0).any():
         raise DataError(
             "spread of the individuals is negative.",
@@ -154,12 +157,13 @@ def simulate_mixed_hmm(
         )
     poisson = emission == "poisson"
     if loc is None:
-        loc = 2.0 * 3.0 ** torch.arange(k) if poisson else 3.0 * (torch.arange(k) - (k - 1) / 2)
+        order = torch.arange(k, dtype=dtype)
+        loc = 2 * 3**order if poisson else 3 * (order - (k - 1) / 2)
     if scale is None or poisson:
-        scale = loc.sqrt() if poisson else torch.ones(k)
+        scale = loc.sqrt() if poisson else torch.ones(k, dtype=dtype)
 
     # Step 2: individuals, and their paths through the states.
-    effects = spread * torch.randn(n, k, k, generator=generator)
+    effects = spread * torch.randn(n, k, k, dtype=dtype, generator=generator)
     lengths = torch.randint(least, t + 1, (n,), generator=generator)
     lengths[0] = t
     states = _paths((logits + effects).softmax(-1), t, generator)
@@ -168,7 +172,7 @@ def simulate_mixed_hmm(
     if poisson:
         y = torch.poisson(loc[states], generator=generator)
     else:
-        y = loc[states] + scale[states] * torch.randn(t, n, generator=generator)
+        y = loc[states] + scale[states] * torch.randn(t, n, dtype=dtype, generator=generator)
     inside = torch.arange(t).unsqueeze(-1) < lengths
     mask = inside & (torch.rand(t, n, generator=generator) >= missing)
     data = SequenceData(torch.where(mask, y, 0.0), mask, lengths, torch.arange(n))

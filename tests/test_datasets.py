@@ -97,6 +97,12 @@ def test_data_fit_a_plain_pyro_loop():
     assert torch.tensor(loss).isfinite()
 
 
+def test_all_numbers_have_the_dtype_asked_for():
+    data, truth = simulate_mixed_hmm(2, 5, dtype=torch.float64, generator=seeded())
+    numbers = [data.y, truth.logits, truth.spread, truth.effects, truth.loc, truth.scale, truth.transitions]
+    assert {x.dtype for x in numbers} == {torch.float64}
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "words"),
     [
