@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from math import log, nan
+from math import isfinite, log, nan
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from symhmm.compiler.density import Density, compile
 from symhmm.errors import FitError
 from symhmm.graph import FactorGraph
 from symhmm.infer import mle, svi
-from symhmm.infer.information import Information, count_observations, information, standard_errors
+from symhmm.infer.information import Information, count_observations, information, interval, standard_errors
 from symhmm.infer.target import Target, target
 from symhmm.tables.results import LOG_LIKELIHOOD, Estimate, Optima, Status, Table, label
 
@@ -26,7 +26,6 @@ METHODS: dict[str, Callable[..., Estimate]] = {
 }
 AFFORDABLE = 400  # free coordinates up to which standard errors are computed
 DRAWS = 1000  # of the posterior, for means and intervals on the natural scale
-Z95 = 1.959963984540054
 
 
 def fit(
@@ -115,11 +114,11 @@ class Fit:
         return information(free, self.estimate.vector)
 
     def fixed_effects(self) -> Table:
-        """Parameters and latents outside every plate: estimate, standard error and 95 percent interval on the natural scale.
+        """Parameters and latents outside every plate: estimate, standard error, 95 percent interval, natural scale.
 
-        After a maximum, errors are those of the observed information (differences of the exact gradient; delta method);
-        after ``svi``, latents have the mean, standard deviation and quantiles of the posterior, and parameters, which are
-        points there, have none.
+        After a maximum, errors are those of the observed information (differences of the exact gradient; delta
+        method); after ``svi``, latents have the mean, standard deviation and quantiles of the posterior, and
+        parameters, which are points there, have none.
         """
         errors, draws = self._errors, self._draws
         rows: list[tuple[Any, ...]] = []
@@ -134,7 +133,7 @@ class Fit:
             else:
                 se = errors[e.name].reshape(-1).tolist() if e.name in errors else [nan] * len(value)
                 rows += [
-                    (n, v, s, *_interval(v, s, e.constraint), e.role) for n, v, s in zip(names, value, se, strict=True)
+                    (n, v, s, *interval(v, s, e.constraint), e.role) for n, v, s in zip(names, value, se, strict=True)
                 ]
         return Table(("name", "estimate", "se", "2.5%", "97.5%", "role"), tuple(rows))
 
@@ -202,9 +201,8 @@ class Fit:
         if found is not None:
             lines.append("standard errors: observed information, by central differences of the exact gradient")
             if found.rank < len(found.flat):
-                lines.append(
-                    f"{len(found.flat) - found.rank} of {len(found.flat)} directions are flat; '-' marks what they touch"
-                )
+                lost = len(found.flat) - found.rank
+                lines.append(f"{lost} of {len(found.flat)} directions are flat; '-' marks what they touch")
         if any(e.plates for e in self.density.layout.entries):
             lines += ["", repr(self.variances())]
         if len(est.optima.objectives) > 1:
@@ -215,7 +213,8 @@ class Fit:
         est, n = self.estimate, self.n_observations
         counted = " + ".join(f"{name} {k}" for name, k in est.counts.items())
         lines = [f"free values     {est.n_parameters} = {counted}; {n} observations"]
-        if any(not e.is_param and not e.plates for e in self.density.layout.entries) or est.method == "map":
+        prior = any(not e.is_param and not e.plates for e in self.density.layout.entries)
+        if not isfinite(est.objective) or prior or est.method == "map":
             return lines
         value, why = est.objective, ""
         if est.objective_name != LOG_LIKELIHOOD:
@@ -225,9 +224,8 @@ class Fit:
         k = est.n_parameters
         lines.append(f"AIC {2 * k - 2 * value:.2f}, BIC {k * log(max(n, 1)) - 2 * value:.2f}{why}")
         if self.information is not None and self.information.rank < k:
-            lines.append(
-                f"  with the {self.information.rank} values that the data determine: AIC {2 * self.information.rank - 2 * value:.2f}"
-            )
+            k = self.information.rank
+            lines.append(f"  with the {k} values that the data determine: AIC {2 * k - 2 * value:.2f}")
         return lines
 
     @cached_property
@@ -266,18 +264,6 @@ def _describe(draws: Tensor) -> list[tuple[float, ...]]:
     flat = draws.reshape(draws.shape[0], -1)
     low, high = flat.quantile(torch.tensor([0.025, 0.975], dtype=flat.dtype), dim=0)
     return list(zip(*(x.tolist() for x in (flat.mean(0), flat.std(0), low, high)), strict=True))
-
-
-def _interval(value: float, se: float, constraint: Any) -> tuple[float, float]:
-    low, high = value - Z95 * se, value + Z95 * se
-    bound = constraint
-    while hasattr(bound, "base_constraint"):
-        bound = bound.base_constraint
-    # On the log scale, an interval of a positive value stays positive.
-    if bound in (torch.distributions.constraints.positive, torch.distributions.constraints.nonnegative) and value > 0:
-        factor = float(torch.exp(torch.tensor(Z95 * se / value)))
-        return value / factor, value * factor
-    return low, high
 
 
 def _closest(name: str, known: Any) -> str:

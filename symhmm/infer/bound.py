@@ -35,31 +35,29 @@ def evaluate_bound(goal: Target, made: Guide, phi: Tensor, draws: int, seed: int
     plate = made.blocks[0].plates[0] if len(made.blocks) == 1 and len(made.blocks[0].plates) == 1 else None
     if plate is not None and goal.density.graph.plates[plate].scale != 1:
         plate = None
-    totals, members = [], []
+    # One row per draw; one column per member of the plate, or a single one for everything.
+    rows, outside = [], None
     with torch.no_grad():
         for _ in range(draws):
             noise = torch.randn(made.noise_size, generator=generator, dtype=phi.dtype)
             vector, log_q = made.draw(phi, noise)
             values = goal.values(vector)
-            jacobian = goal.log_abs_det_jacobian(vector)
-            totals.append((goal.density.log_prob(values) + jacobian - log_q).double())
-            if plate is not None:
-                own = goal.density.per(plate, values) + goal.member_jacobian(vector, made.blocks[0].index)
-                members.append((own - made.member_log_density(phi, noise)[0]).double())
-    total = torch.stack(totals)
-    good = total[total.isfinite()]
-    if good.numel() < draws:
+            if plate is None:
+                rows.append((goal.density.log_prob(values) + goal.log_abs_det_jacobian(vector) - log_q).double()[None])
+                continue
+            terms = goal.density.per(plate, values)
+            if outside is None:
+                # What stands outside the plate reads no latent, and is therefore the same for every draw.
+                outside = float(goal.density.log_prob(values) - terms.sum())
+            own = terms + goal.member_jacobian(vector, made.blocks[0].index)
+            rows.append((own - made.member_log_density(phi, noise)[0]).double())
+    weights = torch.stack(rows)
+    total = weights.sum(1) + (outside or 0.0)
+    if not bool(total.isfinite().all()):
         return Bound(float(total.mean()), float("nan"), None)
     error = float(total.std() / sqrt(draws)) if draws > 1 else float("nan")
-    if plate is None:
-        marginal = _log_mean(total[:, None])
-    else:
-        weights = torch.stack(members)
-        # What stands outside the plate does not depend on the draw: it is added as it is.
-        outside = (total - weights.sum(1)).mean()
-        value, spread = _log_mean(weights)
-        marginal = (value + float(outside), spread)
-    return Bound(float(total.mean()), error, marginal)
+    value, spread = _log_mean(weights)
+    return Bound(float(total.mean()), error, (value + (outside or 0.0), spread))
 
 
 def _log_mean(weights: Tensor) -> tuple[float, float]:

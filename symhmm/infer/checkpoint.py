@@ -45,7 +45,8 @@ class Checkpoint:
             arrays = dict(saved)
         if str(arrays.pop("key")) != self.key:
             raise FitError(
-                f"the checkpoint {str(self.path)!r} belongs to another fit: program, data, method, seed or options differ.",
+                f"the checkpoint {str(self.path)!r} belongs to another fit.",
+                details=["program, data, method, seed or options differ"],
                 suggestion="the same call as the one that wrote it, or another file",
             )
         return arrays

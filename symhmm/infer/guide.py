@@ -1,4 +1,4 @@
-"""Guide: the variational family, chosen by role. Parameters are points; latents get normals in the unconstrained space."""
+"""Guide: the variational family, chosen by role: parameters are points, latents get normals where they are free."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -46,9 +46,9 @@ class Block:
 class Guide:
     """A distribution over whole vectors: ``point`` positions are moved as they are, ``blocks`` are drawn.
 
-    Its own free numbers are one vector ``phi`` = steps of the points, then for each block steps of the means, changes of
-    the log standard deviations, and rows of the strictly lower triangle W of ``scale_tril = s (I + W)``. All of them are
-    zero at the start: mean ``origin`` and standard deviation ``unit``.
+    Its own free numbers are one vector ``phi`` = steps of the points, then for each block steps of the means, changes
+    of the log standard deviations s, and rows of the strictly lower triangle W of ``scale_tril = diag(s) (I + W)``.
+    All of them are zero at the start: mean ``origin`` and standard deviation ``unit``.
 
     Args:
         origin: shape (size,), the start.

@@ -1,18 +1,21 @@
 """Information: how many observations there are, how sharply they determine the parameters, what lies at an edge."""
 
 from dataclasses import dataclass
-from math import prod
+from math import exp, log, prod
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
 
 from symhmm.compiler.density import Density
 from symhmm.infer.target import Target
 from symhmm.tables.results import label
 
 FLAT = 1e-6  # eigenvalue of the scaled information, relative to the largest, below which a direction counts as flat
-EDGE = 9.0  # unconstrained distance (log or logit) beyond which a value counts as lying at the edge of its support
+Z95 = 1.959963984540054
+EDGE = 1e-4  # distance from zero (or a probability from one) that counts as lying at the edge of the support
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +25,7 @@ class Information:
     Args:
         matrix: shape (n, n), minus the Hessian over the free coordinates, by central differences of the exact gradient.
         covariance: shape (n, n), its inverse over the directions that are not flat.
-        flat: shape (n,), True for coordinates that take part in a flat or rising direction; they have no standard error.
+        flat: shape (n,), True for coordinates in a flat or rising direction; they have no standard error.
         rank: number of directions that the data determine.
     """
 
@@ -77,18 +80,44 @@ def at_edge(goal: Target, vector: Tensor) -> tuple[str, ...]:
     """Elements that have run to the edge of their support, such as a variance at zero, in words."""
     found = []
     for e in goal.entries:
-        free = vector[e.start : e.stop]
-        # A real number has no edge: equality of transform and identity is what tells.
-        if e.free_shape != e.shape or bool(
-            (e.transform(free.reshape(e.free_shape)) == free.reshape(e.free_shape)).all()
-        ):
+        kind = support(e.constraint)
+        if kind == "other" or e.start == e.stop:
             continue
-        value = e.transform(free.reshape(e.free_shape)).reshape(-1)
+        value = e.transform(vector[e.start : e.stop].reshape(e.free_shape)).reshape(-1)
+        near = (value < EDGE) | (value > 1 - EDGE) if kind == "probability" else value < EDGE
         names = label(e.name, e.shape)
-        found += [
-            f"{names[i]} = {value[i].item():.2g}" for i in range(len(names)) if abs(free[i]) > EDGE and value[i] < 1
-        ]
+        found += [f"{names[i]} = {value[i].item():.2g}" for i in near.nonzero()[:, 0].tolist()]
     return tuple(found)
+
+
+def interval(value: float, se: float, constraint: Constraint) -> tuple[float, float]:
+    """95 percent interval that stays inside the support: on the log scale for positive values, logit for probabilities.
+
+    >>> interval(0.5, 0.1, constraints.unit_interval)
+    (0.31..., 0.68...)
+    """
+    kind = support(constraint)
+    if kind == "positive" and value > 0:
+        factor = exp(min(Z95 * se / value, 700.0))
+        return value / factor, value * factor
+    if kind == "probability" and 0 < value < 1:
+        middle, reach = log(value / (1 - value)), min(Z95 * se / (value * (1 - value)), 600.0)
+        return 1 / (1 + exp(reach - middle)), 1 / (1 + exp(-reach - middle))
+    return value - Z95 * se, value + Z95 * se
+
+
+def support(constraint: Constraint) -> str:
+    """``positive``, ``probability`` (between 0 and 1, alone or in a simplex) or ``other``.
+
+    >>> support(constraints.independent(constraints.positive, 1))
+    'positive'
+    """
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    low, high = getattr(constraint, "lower_bound", None), getattr(constraint, "upper_bound", None)
+    if constraint is constraints.simplex or (low == 0 and high == 1):
+        return "probability"
+    return "positive" if low == 0 and high is None else "other"
 
 
 def count_observations(density: Density) -> int:

@@ -46,12 +46,12 @@ def ascend(
     """Maximise ``evaluate`` from ``start`` by L-BFGS (Nocedal 1980) with the line search of More and Thuente (1994).
 
     Converged means that the squared gradient norm in the metric of the inverse Hessian, ``g' H^-1 g / 2``, is at most
-    ``tolerance``: this is what a Newton step would still gain, in nats, and does not depend on the units of any parameter.
-    Where the run ends without reaching it, it starts again from its best point with an empty memory, a few times.
+    ``tolerance``: this is what a Newton step would still gain, in nats, and does not depend on the units of any
+    parameter. Where the run ends without reaching it, it starts again from its best point with an empty memory.
     ``precision`` is the relative rounding error of the objective, below which no gain can be seen.
 
     >>> hill = ascend(lambda x: (-float(x @ x), -2 * x), np.ones(3))
-    >>> hill.converged, np.abs(hill.x).max() < 1e-6
+    >>> hill.converged, bool(np.abs(hill.x).max() < 1e-6)
     (True, True)
     """
     search = _Search(evaluate, max_evaluations)
@@ -94,7 +94,7 @@ class _Spent(Exception):
 
 
 class _Search:
-    """Counts evaluations, keeps the best point, and turns non-finite values into hills that a line search walks back from."""
+    """Counts evaluations, keeps the best point, turns non-finite values into hills to walk back from."""
 
     def __init__(self, evaluate: Evaluate, max_evaluations: int) -> None:
         self.evaluate = evaluate

@@ -12,20 +12,21 @@ import torch
 from symhmm.compiler.density import Density
 from symhmm.errors import FitError
 from symhmm.infer.checkpoint import Checkpoint, fingerprint
-from symhmm.infer.information import at_edge, count_observations
+from symhmm.infer.information import count_observations
 from symhmm.infer.lbfgs import Ascent, ascend
 from symhmm.infer.progress import Listener, Reporter
 from symhmm.infer.starts import draw_starts, scales
 from symhmm.infer.target import Array, Target, target
-from symhmm.tables.results import LOG_LIKELIHOOD, LOG_POSTERIOR, Estimate, Optima, Status
+from symhmm.infer.verdict import of_ascent
+from symhmm.tables.results import LOG_LIKELIHOOD, LOG_POSTERIOR, Estimate, Optima
 
 
 @dataclass(frozen=True, eq=False)
 class State:
     """A fit between two starts: ``ascents`` are the finished ones; ``log`` holds the evaluations of the one under way.
 
-    An interrupted ascent is continued by repeating it with its logged values and gradients, which costs nothing and gives
-    the same numbers as if it had never stopped.
+    An interrupted ascent is continued by repeating it with its logged values and gradients, which costs nothing and
+    gives the same numbers as if it had never stopped.
     """
 
     goal: Target
@@ -66,8 +67,8 @@ def run(
     """Maximise the log-density over the constrained values (no Jacobian).
 
     Args:
-        method: ``mle`` for a program whose free values are all parameters; ``map`` for the joint maximum over parameters
-            and continuous latents.
+        method: ``mle`` for a program whose free values are all parameters; ``map`` for the joint maximum over
+            parameters and continuous latents.
         fix: constrained values to hold, by name.
         seed: of the jitter.
         restarts: starts in all. The first is the program's own (moved by a hundredth of the jitter, which breaks the
@@ -192,48 +193,13 @@ def _estimate(state: State, stopped: bool, options: Options, seconds: float) -> 
         objective=best.value,
         objective_name=LOG_POSTERIOR if latents else LOG_LIKELIHOOD,
         trace=torch.tensor(best.trace, dtype=torch.float64),
-        status=_status(goal, best, vector, values, stopped, options),
+        status=of_ascent(goal, best, vector, values, options.max_evaluations, stopped),
         n_evaluations=state.evaluations,
         seconds=seconds,
         counts={e.name: e.stop - e.start for e in goal.entries},
         optima=Optima(tuple(a.value for a in ascents), tuple(a.converged for a in ascents)),
         fixed=tuple(goal.fixed),
     )
-
-
-def _status(goal: Target, best: Ascent, vector: torch.Tensor, values: Any, stopped: bool, options: Options) -> Status:
-    if stopped:
-        return Status(
-            False, "stopped by Ctrl-C", ("the best point so far",), "the same call with checkpoint= continues"
-        )
-    if not np.isfinite(best.value):
-        sites = goal.density.nonfinite_sites(values)
-        where = tuple(f"site {s!r}" for s in sites) or ("every site alone is finite: their sum or its gradient is not",)
-        return Status(
-            False, "the density is not finite at any start", where, "other starting values, or check the data there"
-        )
-    edges = at_edge(goal, vector)
-    largest = float(np.abs(best.gradient).max())
-    measured = f"largest gradient {largest:.2g}, next step gains {best.gain:.2g} nats"
-    if not best.converged:
-        causes = (measured, *(f"at the edge: {e}" for e in edges))
-        if len(best.trace) >= options.max_evaluations:
-            return Status(
-                False,
-                "not converged",
-                (f"all {len(best.trace)} evaluations used", *causes),
-                "max_evaluations=, restarts=",
-            )
-        return Status(
-            False, "not converged: the line search found no further rise", causes, "restarts=, or simplify the model"
-        )
-    if float(np.abs(best.gradient).max()) == 0.0 and len(set(best.trace)) == 1:
-        return Status(
-            False, "the density is flat", ("it does not depend on the free values",), "check what the program does"
-        )
-    if edges:
-        return Status(True, f"converged ({measured}) at the edge of the parameter space", edges)
-    return Status(True, f"converged ({measured})")
 
 
 def _saved(state: State) -> dict[str, Any]:

@@ -12,9 +12,9 @@ LARGEST_JITTER = 3.0
 def scales(evaluate: Evaluate, x: Array, n_observations: int) -> Array:
     """Standard error that a single observation would leave on each coordinate, shape (n,).
 
-    This is the size of a jitter that makes states different from each other without leaving the data: a location gets the
-    spread of the data, a log scale or a logit about one. It is ``sqrt(N / -H_ii)``, with the diagonal of the Hessian from
-    differences of the gradient; a coordinate that the data say nothing about gets 1.
+    This is the size of a jitter that makes states different from each other without leaving the data: a location gets
+    the spread of the data, a log scale or a logit about one. It is ``sqrt(N / -H_ii)``, with the diagonal of the
+    Hessian from differences of the gradient; a coordinate that the data say nothing about gets 1.
     """
     if x.size > CURVATURES:
         return np.maximum(1.0, 0.1 * np.abs(x))
@@ -33,7 +33,7 @@ def scales(evaluate: Evaluate, x: Array, n_observations: int) -> Array:
 def draw_starts(
     evaluate: Evaluate, x: Array, scale: Array, number: int, *, seed: int, jitter: float = 1.0, screen: int = 10
 ) -> list[Array]:
-    """``number`` starting points: the program's own first, then the best of ``screen`` jittered ones for each other start.
+    """``number`` starting points: the program's own, then the best of ``screen`` jittered ones for each other start.
 
     The own start is moved by a hundredth of the scale. Where all states start equal the gradient keeps them equal, and
     this is what breaks the symmetry. Points where the density is not finite are not taken while finite ones are left.

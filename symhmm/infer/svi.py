@@ -1,9 +1,9 @@
-"""Stochastic variational inference: the guide chosen by role, the whole step captured once, Adam on its free numbers."""
+"""Stochastic variational inference: a guide chosen by role, the whole step captured once, Adam on its free numbers."""
 
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,15 +15,15 @@ from symhmm.errors import FitError
 from symhmm.infer.bound import evaluate_bound
 from symhmm.infer.checkpoint import Checkpoint, fingerprint
 from symhmm.infer.guide import Guide, blocks_by_role, guide
-from symhmm.infer.information import at_edge
 from symhmm.infer.progress import Listener, Reporter
 from symhmm.infer.target import Target, target, value_and_gradient
+from symhmm.infer.verdict import not_finite, of_guide
 from symhmm.infer.warm import curvature_units, warm_start
-from symhmm.tables.results import ELBO, ELBO_EVIDENCE, Estimate, Optima, Posterior, Status
+from symhmm.tables.results import ELBO, ELBO_EVIDENCE, Estimate, Optima
 
 WINDOW = 100  # steps whose mean is the smoothed objective
 CLIP = 10.0  # times the running mean of the gradient norm
-COLLAPSED = 1e-4  # standard deviation on the unconstrained scale
+WARM = "warm starts: joint density with the random effects held equal"
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ class State:
     evaluations: int
     cooling: int = -1
     norm: float = 0.0
-    trace: list[float] | None = None
+    trace: list[float] = field(default_factory=list)
 
     @property
     def done(self) -> int:
         """Steps taken."""
-        return len(self.trace or ())
+        return len(self.trace)
 
 
 def run(
@@ -86,9 +86,9 @@ def run(
 ) -> Estimate:
     """Maximise the evidence lower bound over parameters (points) and a normal guide of the continuous latents.
 
-    The run starts from the best of ``restarts`` maxima without random effects (see `symhmm.infer.warm`). The rate stays at
-    ``lr`` until the smoothed objective stops rising: the mean over 100 steps exceeds that of the 100 before by less than
-    twice its standard error. Then it falls to zero along a cosine during ``cooldown`` steps.
+    The run starts from the best of ``restarts`` maxima without random effects (see `symhmm.infer.warm`). The rate stays
+    at ``lr`` until the smoothed objective stops rising: the mean over 100 steps exceeds that of the 100 before by less
+    than twice its standard error. Then it falls to zero along a cosine during ``cooldown`` steps.
 
     Args:
         guide: ``full``, a full covariance for the latents of each member of a plate, or ``meanfield``.
@@ -136,7 +136,7 @@ def run(
 def init(goal: Target, options: Options) -> State:
     """Find the start, build the guide there, and capture the step."""
     goal, ascents, evaluations = warm_start(goal, seed=options.seed, restarts=options.restarts)
-    optima = Optima(tuple(a.value for a in ascents), tuple(a.converged for a in ascents))
+    optima = Optima(tuple(a.value for a in ascents), tuple(a.converged for a in ascents), of=WARM)
     blocks = blocks_by_role(goal.entries, goal.density.graph, options.guide)
     points = _points(goal)
     if np.isfinite(max(optima.objectives)):
@@ -148,7 +148,6 @@ def init(goal: Target, options: Options) -> State:
 
 def step(state: State, options: Options) -> float:
     """One step of Adam; returns the objective before it, nats."""
-    assert state.trace is not None
     shape = (options.particles, state.guide.noise_size)
     noise = torch.randn(shape, generator=state.generator, dtype=state.phi.dtype)
     value, gradient = state.gradient(state.phi, noise)
@@ -171,14 +170,18 @@ def step(state: State, options: Options) -> float:
 
 def finished(state: State, options: Options) -> bool:
     """Whether the rate has fallen to zero."""
-    return state.cooling >= 0 and state.done >= state.cooling + options.cooldown
+    hopeless = state.cooling >= 0 and not np.isfinite(state.trace[: state.cooling]).any()
+    return hopeless or (state.cooling >= 0 and state.done >= state.cooling + options.cooldown)
 
 
 def _level(trace: list[float]) -> bool:
-    """Whether the last window is no better than the one before, beyond its noise."""
+    """Whether the last window is no better than the one before beyond noise; also if neither has a finite number."""
     if len(trace) < 2 * WINDOW or len(trace) % (WINDOW // 2):
         return False
-    before, now = np.array(trace[-2 * WINDOW : -WINDOW]), np.array(trace[-WINDOW:])
+    recent = np.array(trace[-2 * WINDOW :])
+    if not np.isfinite(recent).all():
+        return not np.isfinite(recent).any()
+    before, now = recent[:WINDOW], recent[WINDOW:]
     error = np.sqrt((before.var() + now.var()) / WINDOW)
     return bool(now.mean() - before.mean() < 2 * error)
 
@@ -209,7 +212,7 @@ def _assemble(goal: Target, made: Guide, options: Options, optima: Optima, evalu
     phi = phi.requires_grad_()
     optimizer = torch.optim.Adam([phi], lr=options.lr, betas=(0.9, 0.99), maximize=True)
     generator = torch.Generator().manual_seed(options.seed)
-    return State(goal, made, evaluate, phi, optimizer, generator, optima, evaluations, trace=[])
+    return State(goal, made, evaluate, phi, optimizer, generator, optima, evaluations)
 
 
 def _points(goal: Target) -> Tensor:
@@ -251,7 +254,16 @@ def _estimate(state: State, options: Options, stopped: bool, plateau: bool, seco
         objective_name=ELBO_EVIDENCE if prior else ELBO,
         error=found.error,
         trace=trace,
-        status=_status(state, posterior, found.bound, stopped, plateau, trace),
+        status=of_guide(
+            goal,
+            state.guide,
+            posterior,
+            trace,
+            bound=found.bound,
+            cooling=state.cooling,
+            plateau=plateau,
+            stopped=stopped,
+        ),
         n_evaluations=state.evaluations + options.evaluate,
         seconds=seconds + time.perf_counter() - began,
         counts={e.name: e.stop - e.start for e in goal.entries if not e.plates},
@@ -262,42 +274,9 @@ def _estimate(state: State, options: Options, stopped: bool, plateau: bool, seco
     )
 
 
-def _status(state: State, posterior: Posterior, bound: float, stopped: bool, plateau: bool, trace: Tensor) -> Status:
-    if stopped:
-        return Status(
-            False, "stopped by Ctrl-C", (f"after {state.done} steps",), "the same call with checkpoint= continues"
-        )
-    bad = int((~trace.isfinite()).sum())
-    lost = (f"{bad} of {state.done} draws had a density that is not finite",) if bad else ()
-    if not np.isfinite(bound) or bad > 0.1 * state.done:
-        sites = state.goal.density.nonfinite_sites(state.goal.values(posterior.vector))
-        where = tuple(f"site {s!r}" for s in sites)
-        return Status(False, "the bound is not finite", lost + where, "lr=0.01, or a parameterisation without edges")
-    remarks = list(lost)
-    sd = posterior.sd
-    for b in state.guide.blocks:
-        for name in b.names:
-            e = state.goal.density.layout[name]
-            narrow = int((sd[e.start : e.stop] < COLLAPSED).sum())
-            if narrow:
-                remarks.append(
-                    f"the guide of {name!r} collapsed to a point in {narrow} of {e.stop - e.start} coordinates"
-                )
-    remarks += at_edge(state.goal, posterior.vector)
-    if not plateau:
-        return Status(
-            False, "not converged: the bound was still rising when the rate began to fall", tuple(remarks), "steps="
-        )
-    return Status(True, f"converged: no rise beyond noise after {state.cooling} steps", tuple(remarks))
-
-
 def _not_finite(state: State, options: Options, seconds: float) -> Estimate:
     goal = state.goal
     values = goal.values(goal.start)
-    where = tuple(f"site {s!r}" for s in goal.density.nonfinite_sites(values))
-    status = Status(
-        False, "the density is not finite at any start", where, "other starting values, or check the data there"
-    )
     return Estimate(
         method="svi",
         values=values,
@@ -305,7 +284,7 @@ def _not_finite(state: State, options: Options, seconds: float) -> Estimate:
         objective=-np.inf,
         objective_name=ELBO,
         trace=torch.zeros(0),
-        status=status,
+        status=not_finite(goal, values),
         n_evaluations=state.evaluations,
         seconds=seconds,
         counts={e.name: e.stop - e.start for e in goal.entries if not e.plates},
@@ -341,7 +320,7 @@ def _unit(made: Guide) -> Tensor:
 def _restored(goal: Target, options: Options, arrays: dict[str, Any]) -> State:
     goal = goal.at(torch.from_numpy(arrays["start"]))
     objectives, converged = arrays["optima"].tolist()
-    optima = Optima(tuple(objectives), tuple(map(bool, converged)))
+    optima = Optima(tuple(objectives), tuple(map(bool, converged)), of=WARM)
     blocks = blocks_by_role(goal.entries, goal.density.graph, options.guide)
     made = guide(goal.start, _points(goal), blocks, torch.from_numpy(arrays["unit"]))
     state = _assemble(goal, made, options, optima, int(arrays["evaluations"]))

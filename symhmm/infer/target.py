@@ -25,7 +25,7 @@ class Target:
 
     Args:
         density: what is evaluated.
-        fixed: constrained values that replace the density's own exactly, by name; they may lie on the edge of a support.
+        fixed: constrained values that replace the density's own, by name; they may lie on the edge of a support.
         start: shape (size,), unconstrained starting point of the whole vector.
         free: shape (n,), positions in the vector that the driver moves; all others keep their starting value.
     """

@@ -19,9 +19,9 @@ NARROWEST, WIDEST = 0.02, 1.0
 def warm_start(goal: Target, *, seed: int, restarts: int) -> tuple[Target, list[Ascent], int]:
     """The target started from the best maximum over fixed effects with the random effects held at their start.
 
-    Hyperparameters, on which the random effects' own prior depends, are held too: with the effects all equal, the density
-    would rise without end as their spread goes to zero. States that start equal are told apart here, cheaply, by several
-    jittered starts.
+    Hyperparameters, on which the random effects' own prior depends, are held too: with the effects all equal, the
+    density would rise without end as their spread goes to zero. States that start equal are told apart here, cheaply,
+    by several jittered starts.
 
     Returns:
         the target, the ascents, the number of gradients used.
@@ -46,7 +46,7 @@ def warm_start(goal: Target, *, seed: int, restarts: int) -> tuple[Target, list[
 
 
 def hyperparameters(goal: Target, random: set[str]) -> set[str]:
-    """Fixed effects on which the prior of a random effect in ``random`` depends, read off the gradients of its factor."""
+    """Fixed effects on which the prior of a random effect in ``random`` depends, read off the autograd graph."""
     with torch.enable_grad():
         leaves = {n: v.detach().clone().requires_grad_() for n, v in goal.values(goal.start).items()}
         graph = goal.density.graph_at(leaves)
@@ -65,8 +65,8 @@ def hyperparameters(goal: Target, random: set[str]) -> set[str]:
 def curvature_units(goal: Target, points: Tensor, blocks: tuple[Block, ...]) -> tuple[Tensor, int]:
     """Scale of each coordinate, shape (size,): ``1 / sqrt(curvature)`` at the start, from differences of the gradient.
 
-    Members of a plate are moved together, so that a block costs as many gradients as one member has latents; points cost
-    one each. Returns the number of gradients used as well.
+    Members of a plate are moved together, so that a block costs as many gradients as one member has latents; points
+    cost one each. Returns the number of gradients used as well.
     """
     unit = torch.ones_like(goal.start)
     whole = replace(goal, free=torch.arange(goal.start.numel()))

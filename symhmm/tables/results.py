@@ -75,6 +75,7 @@ class Optima:
         objectives: nats, one per start in the order they were run; ``-inf`` where the start was not finite.
         converged: whether that start met the driver's criterion.
         tolerance: nats; starts that end closer than this found the same optimum.
+        of: what was maximised, if it is not the objective of the fit itself.
 
     >>> Optima((-3.0, -5.0, -3.0), (True, True, True))
     optimum  found  starts
@@ -85,6 +86,7 @@ class Optima:
     objectives: tuple[float, ...] = ()
     converged: tuple[bool, ...] = ()
     tolerance: float = 1e-2
+    of: str = ""
 
     @property
     def table(self) -> Table:
@@ -102,8 +104,8 @@ class Optima:
         return Table(("optimum", "found", "starts"), tuple(rows))
 
     def __repr__(self) -> str:
-        note = "\n* not converged" if not all(self.converged) else ""
-        return repr(self.table) + note
+        title = f"{self.of}\n" if self.of else ""
+        return title + repr(self.table) + ("" if all(self.converged) else "\n* not converged")
 
 
 @dataclass(frozen=True)
@@ -200,8 +202,8 @@ class Estimate:
     def __repr__(self) -> str:
         error = f" +- {self.error:.2g}" if self.error else ""
         return (
-            f"Estimate by {self.method}: {self.objective_name} {self.objective:.4f}{error}, {self.n_evaluations} gradients "
-            f"in {self.seconds:.2f} s, {self.status}"
+            f"Estimate by {self.method}: {self.objective_name} {self.objective:.4f}{error}, "
+            f"{self.n_evaluations} gradients in {self.seconds:.2f} s, {self.status}"
         )
 
 

@@ -1,0 +1,94 @@
+"""Verdict: how a run ended, in one `Status` with the likely causes by name."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from torch import Tensor
+
+from symhmm.infer.guide import Guide
+from symhmm.infer.information import at_edge
+from symhmm.infer.lbfgs import Ascent
+from symhmm.infer.target import Target
+from symhmm.tables.results import Posterior, Status, label
+
+COLLAPSED = 1e-4  # standard deviation on the unconstrained scale
+NOTHING = 0.05  # share of an effect's variance between members below which its spread counts as near zero
+CONTINUE = "the same call with the same checkpoint= continues"
+
+
+def of_ascent(
+    goal: Target, best: Ascent, vector: Tensor, values: Mapping[str, Tensor], allowed: int, stopped: bool
+) -> Status:
+    """The end of a climb; ``allowed`` is the largest number of evaluations."""
+    if stopped:
+        return Status(False, "stopped by Ctrl-C", ("the best point so far",), CONTINUE)
+    if not np.isfinite(best.value):
+        return not_finite(goal, values)
+    if set(best.trace) == {best.value} and not best.gradient.any():
+        return Status(
+            False, "the density is flat", ("it does not depend on the free values",), "check what is observed"
+        )
+    edges = at_edge(goal, vector)
+    measured = f"largest gradient {np.abs(best.gradient).max():.2g}, next step gains {best.gain:.2g} nats"
+    if not best.converged:
+        causes = (measured, *(f"at the edge: {e}" for e in edges))
+        if len(best.trace) >= allowed:
+            used = f"all {len(best.trace)} evaluations used"
+            return Status(False, "not converged", (used, *causes), "max_evaluations=, restarts=")
+        return Status(False, "not converged: the line search found no further rise", causes, "restarts=")
+    return Status(True, f"converged ({measured})" + (" at the edge of the support" if edges else ""), edges)
+
+
+def of_guide(
+    goal: Target,
+    guide: Guide,
+    posterior: Posterior,
+    trace: Tensor,
+    *,
+    bound: float,
+    cooling: int,
+    plateau: bool,
+    stopped: bool,
+) -> Status:
+    """The end of a variational fit: ``plateau`` says that the bound had stopped rising at step ``cooling``."""
+    if stopped:
+        return Status(False, "stopped by Ctrl-C", (f"after {len(trace)} steps",), CONTINUE)
+    bad = int((~trace.isfinite()).sum())
+    lost = (f"{bad} of {len(trace)} draws had a density that is not finite",) if bad else ()
+    if not np.isfinite(bound) or bad > 0.1 * len(trace):
+        sites = goal.density.nonfinite_sites(goal.values(posterior.vector))
+        causes = (*lost, *(f"site {s!r}" for s in sites))
+        return Status(False, "the bound is not finite", causes, "lr=0.01, or a parameterisation without edges")
+    remarks = (*lost, *_collapsed(goal, guide, posterior), *at_edge(goal, posterior.vector))
+    if not plateau:
+        return Status(False, "not converged: the bound still rose when the rate began to fall", remarks, "steps=")
+    return Status(True, f"converged: no rise beyond noise after {cooling} steps", remarks)
+
+
+def not_finite(goal: Target, values: Mapping[str, Tensor]) -> Status:
+    """No start could be used."""
+    sites = tuple(f"site {s!r}" for s in goal.density.nonfinite_sites(values))
+    causes = sites or ("each site alone is finite: their sum or its gradient is not",)
+    return Status(
+        False, "the density is not finite at any start", causes, "other starting values, or check the data there"
+    )
+
+
+def _collapsed(goal: Target, guide: Guide, posterior: Posterior) -> list[str]:
+    """Where the guide has shrunk to a point, and which effects do not differ between members."""
+    remarks, sd, layout = [], posterior.sd, goal.density.layout
+    for name in (n for b in guide.blocks for n in b.names):
+        e = layout[name]
+        narrow = int((sd[e.start : e.stop] < COLLAPSED).sum())
+        if narrow:
+            remarks.append(f"the guide of {name!r} collapsed to a point in {narrow} of {e.stop - e.start} coordinates")
+    for b in (b for b in guide.blocks if b.plates and b.index.shape[0] > 2):
+        between = posterior.vector[b.index].var(0)
+        share = between / (between + sd[b.index].square().mean(0))
+        for d in (share < NOTHING).nonzero()[:, 0].tolist():
+            first = int(b.index[0, d])
+            e = next(e for e in layout.entries if e.start <= first < e.stop)
+            which = label(e.name, e.free_shape)[first - e.start]
+            plate = ", ".join(b.plates)
+            remarks.append(f"spread at or near zero: the data do not tell the members of {plate} apart in {which}")
+    return remarks
