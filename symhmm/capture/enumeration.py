@@ -5,7 +5,8 @@ from typing import Any
 from torch import Tensor
 
 from symhmm.capture.time_index import NotVectorisable
-from symhmm.capture.tracking import Mark, Position, Tracker
+from symhmm.capture.marks import Mark, set_mark
+from symhmm.capture.tracking import Position, Tracker
 from symhmm.errors import ProgramError
 
 
@@ -68,7 +69,7 @@ class Enumeration:
         self.dims[name], self.sizes[name] = dim, values.shape[0]
         self.supports[name] = values.reshape(values.shape[:1] + event)
         self.steps[name] = tuple(self.position.steps)
-        self.tracker.set(value, Mark(self.tracker.run, sites=frozenset({name})))
+        set_mark(value, Mark(self.tracker.run, sites=frozenset({name})))
         msg["value"], msg["done"] = value, True
         msg["infer"]["_enumerate_dim"] = dim
 

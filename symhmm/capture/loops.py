@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from symhmm.capture.time_index import Level, NotVectorisable, TimeIndex
+from symhmm.capture.time_index import FirstStep, Level, NotVectorisable, TimeIndex
 from symhmm.capture.tracking import Position
 from symhmm.errors import DataError
 
@@ -87,7 +87,7 @@ class LoopRunner:
             raise DataError(f"the time loop at {where} has no steps.", suggestion="drop empty sequences from the data")
         lead = max(2 * history, 1) + self.peel
         vector = self.vector and total - lead >= 2 and not markov.keep
-        reason = "" if vector else "keep=True" if markov.keep else "short" if total - lead < 2 else ""
+        reason = "keep=True lets every step see every other" if markov.keep and self.vector else ""
         loop = Loop(f"loop {len(self.loops)}", where, total, history, lead, tuple(self.position.steps), vector, reason)
         self.loops[loop.key] = loop
         with ExitStack() as contexts:
@@ -112,8 +112,10 @@ class LoopRunner:
 
     def _at_once(self, loop: Loop, items: Any, markov: Any, contexts: ExitStack) -> Iterator[Any]:
         for k in range(loop.lead):
-            yield from self._step(loop, "init", k, items[k], markov, contexts)
-        level = Level(loop.key, loop.length, loop.history, self.position.names)
+            item = items[k]
+            item = FirstStep(item) if type(item) is int else item
+            yield from self._step(loop, "init", k, item, markov, contexts)
+        level = Level(loop.key, loop.length, loop.history, self.position.names, self.position.run)
         self.entered = True
         with ExitStack() as stack:
             stack.enter_context(level.active())

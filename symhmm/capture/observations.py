@@ -64,13 +64,22 @@ def check_values(name: str, fn: Any, value: Tensor, mask: Tensor | bool | None, 
             f"the observations of site {_readable(name)} contain {bad} NaN that {'is' if bad == 1 else 'are'} not masked.",
             suggestion="pyro.poutine.mask(mask=~value.isnan()) around the site, or drop these rows",
         )
-    inside = _whole(torch.as_tensor(fn.support.check(value)), levels)
+    # Supports that are made of others may index by mask, which has no batching rule: they are checked step by step only.
+    if levels and type(fn.support).__module__ not in ("torch.distributions.constraints", "pyro.distributions.constraints"):
+        return
+    # Such supports also expect values of the full shape.
+    batch = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
+    full = value.expand(batch + value.shape[value.dim() - fn.event_dim :])
+    inside = _whole(torch.as_tensor(fn.support.check(full)), levels)
     if inside is None or bool(inside.all()):
         return
-    bad = _counted(~inside, mask, 0, levels)
     # A support that depends on the state is left at some states by right: the log-probability is -inf there.
-    varies = inside.dim() > value.dim() - fn.event_dim + len(levels)
-    if bad and not varies:
+    own = value.dim() - fn.event_dim
+    steps, extra = len(levels), inside.dim() - len(levels) - own
+    if extra > 0:
+        inside = inside.flatten(steps, steps + extra - 1).any(steps)
+    bad = _counted(~inside, mask, 0, levels)
+    if bad:
         raise DataError(
             f"the observations of site {_readable(name)} contain {bad} value{'s' if bad > 1 else ''} outside the support.",
             details=[f"the support of {type(fn).__name__} is {fn.support}"],

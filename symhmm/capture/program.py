@@ -138,8 +138,11 @@ def _try(call: _Call, recipe: Recipe, verify: bool, reason: str) -> FactorGraph:
             with torch.no_grad():
                 reference = _run(call, Recipe("unrolled", recipe.max_plate_nesting), windows())
             verify_steps(result, reference)
+        kept = [loop for loop in result.loops.values() if loop.reason and loop.total > 2]
+        if kept:
+            _warn(kept, "unrolled", kept[0].reason)
         return _finish(result, recipe)
-    long = [loop for loop in result.loops.values() if loop.total > 2 and not loop.reason]
+    long = [loop for loop in result.loops.values() if loop.total > 2]
     left = [loop for loop in long if not loop.vector]
     if left and len(left) == len(long):
         recipe = replace(recipe, tier="unrolled")

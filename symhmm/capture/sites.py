@@ -1,5 +1,6 @@
 """The Pyro messenger that watches one run of the program: enumerates, gives values, and records a log-factor per site."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -56,18 +57,17 @@ class SiteMessenger(Messenger):
         if init is None and name in _PYRO_PARAM_STORE:
             # Only a PyroModule can have put it there: the store is empty while the program runs.
             constraint = _PYRO_PARAM_STORE._constraints[name]
-            init = transform_to(constraint)(_PYRO_PARAM_STORE._params[name])
+            free = _PYRO_PARAM_STORE._params[name]
+
+            def init() -> Tensor:
+                return transform_to(constraint)(free)
 
         def default() -> Tensor:
             if init is None:
                 raise ProgramError(
                     f"parameter {name!r} has no initial value.", suggestion=f"pyro.param({name!r}, tensor)"
                 )
-            self.tracker.quiet = True
-            try:
-                value = init() if callable(init) and not isinstance(init, Tensor) else init
-            finally:
-                self.tracker.quiet = False
+            value = init() if callable(init) and not isinstance(init, Tensor) else init
             return value if isinstance(value, torch.nn.Parameter) else initial_param(name, value, constraint)
 
         value = self._by_step(name, default, lambda n, v: None)
@@ -96,22 +96,24 @@ class SiteMessenger(Messenger):
             raise NotVectorisable(f"the name of {name!r} depends on several loops")
         return [self.result.names.resolve(name, {level.loop: k}) for k in range(level.length)]
 
-    def _by_step(self, name: str, default: Any, record: Any) -> Tensor:
+    def _by_step(self, name: str, default: Callable[[], Tensor], record: Callable[[str, Tensor], None]) -> Tensor:
         """The value of a parameter or latent; in a vectorised loop those of all its steps at once."""
-        names = self._step_names(name)
-        if len(names) == 1 and names[0] == name:
-            value = self.inputs.get(name, default)
-            record(name, value)
-            return value
-        level = self.position.levels[-1]
-        if any(n not in self.inputs.values for n in names):
-            start = default()
-            rows = level.unbatch(start)
-            for n, row in zip(names, rows.unbind(), strict=True):
-                self.inputs.get(n, lambda row=row: row.clone())
-        for n in names:
-            record(n, self.inputs.values[n])
-        return level.batch(torch.stack([self.inputs.values[n] for n in names]))
+        self.tracker.quiet = True
+        try:
+            names = self._step_names(name)
+            if names == [name]:
+                value = self.inputs.get(name, lambda: self.tracker.forget(default()))
+                record(name, value)
+                return value
+            level = self.position.levels[-1]
+            if any(n not in self.inputs.values for n in names):
+                for n, row in zip(names, level.unbatch(default()).unbind(), strict=True):
+                    self.inputs.get(n, lambda row=row: self.tracker.forget(row.clone()))
+            for n in names:
+                record(n, self.inputs.values[n])
+            return level.batch(torch.stack([self.inputs.values[n] for n in names]))
+        finally:
+            self.tracker.quiet = False
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         fn, name = msg["fn"], msg["name"]
@@ -163,17 +165,13 @@ class SiteMessenger(Messenger):
         batch = fn.batch_shape[max(0, len(fn.batch_shape) - self.nesting) :]
         part = [f for f in stack if f.full_size not in (None, f.size)]
         plates = {f.name: f.dim for f in reversed(stack)}
-        if any(isinstance(v, Tensor) and level.holds(v) for v in vars(fn.support).values() for level in self._levels()):
+        if any(isinstance(v, Tensor) and level.holds(v) for v in vars(fn.support).values() for level in self.position.levels):
             raise NotVectorisable(f"the support of continuous latent {name!r} depends on the loop variable")
 
         def default() -> Tensor:
-            self.tracker.quiet = True
-            try:
-                value = self._initial(fn, batch + fn.event_shape)
-                for f in part:
-                    value = _spread(value, f.dim - fn.event_dim, f.full_size, self._indices(f.name))
-            finally:
-                self.tracker.quiet = False
+            value = self._initial(fn, batch + fn.event_shape)
+            for f in part:
+                value = _spread(value, f.dim - fn.event_dim, f.full_size, self._indices(f.name))
             return value
 
         def record(concrete: str, value: Tensor) -> None:
@@ -186,9 +184,6 @@ class SiteMessenger(Messenger):
                 value = value.index_select(dim, self._indices(f.name))
         self.given.add(name)
         msg["value"], msg["done"] = value, True
-
-    def _levels(self) -> list[Any]:
-        return self.position.levels
 
     def _initial(self, fn: Any, shape: torch.Size) -> Tensor:
         """Initial value of a latent; one per step where the loop's level is open, even if they are equal."""

@@ -18,6 +18,7 @@ from torch._C._functorch import (
 from torch._functorch.vmap import vmap_increment_nesting
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from symhmm.capture.marks import Mark, set_mark
 from symhmm.capture.names import Names
 
 # A branch such as `if t < 3` is followed by running that many more steps one by one, up to this many.
@@ -42,8 +43,8 @@ class Level:
     to make or remove a batch dimension.
     """
 
-    def __init__(self, loop: str, length: int, history: int, names: Names) -> None:
-        self.loop, self.length, self.history, self.names = loop, length, history, names
+    def __init__(self, loop: str, length: int, history: int, names: Names, run: object) -> None:
+        self.loop, self.length, self.history, self.names, self.run = loop, length, history, names, run
         self.lag = 0
         self.number = -1
         self.open = False
@@ -60,7 +61,9 @@ class Level:
 
     def batch(self, x: Tensor) -> Tensor:
         """Hide the first dimension (the steps) of ``x``."""
-        return _add_batch_dim(x, 0, self.number)
+        out = _add_batch_dim(x, 0, self.number)
+        set_mark(out, Mark(self.run, level=self))
+        return out
 
     def unbatch(self, x: Tensor) -> Tensor:
         """Show the hidden steps of ``x`` as its first dimension again."""
@@ -80,6 +83,16 @@ def innermost(x: Tensor) -> Tensor:
     while is_functorch_wrapped_tensor(x):
         x = get_unwrapped(x)
     return x
+
+
+class FirstStep(int):
+    """The loop variable in the concrete first steps: an ordinary int, but as a dictionary key also the same step of a
+    vectorised pass, so that ``states[t - 1]`` finds what an earlier step has left there."""
+
+    def __eq__(self, other: object) -> bool:
+        return other.values[0] == int(self) if isinstance(other, TimeIndex) else int(self) == other
+
+    __hash__ = int.__hash__
 
 
 class TimeIndex:
@@ -145,7 +158,7 @@ class TimeIndex:
         raise NotVectorisable("float() of the loop variable (use torch functions instead of the math module)")
 
     def __hash__(self) -> int:
-        return hash(("TimeIndex", self.values))
+        return hash(self.values[0])
 
     def __format__(self, spec: str) -> str:
         return self._text(spec)

@@ -15,6 +15,7 @@ from torch._C._functorch import is_batchedtensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, get_proxy_slot
 from torch.overrides import TorchFunctionMode
 
+from symhmm.capture.marks import Mark, get_mark, set_mark, union
 from symhmm.capture.names import Names
 from symhmm.capture.time_index import Level, NotVectorisable, TimeIndex, innermost, select
 from symhmm.errors import StructureDependsOnInput
@@ -37,6 +38,8 @@ _EXPORTS = {
     torch.allclose,
     torch.Tensor.allclose,
 }
+# Reading these makes no new tensor.
+_ATTRIBUTES = {torch.Tensor._base.__get__, torch.Tensor.grad.__get__}
 # These look at the shape of a tensor, not at what it holds.
 _SHAPE_ONLY = {
     "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like",
@@ -46,30 +49,11 @@ _FRESH = {"zeros", "ones", "full", "empty", "eye", "clone"} | _SHAPE_ONLY
 _IN_PLACE = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__iand__", "__ior__", "__ixor__"}
 
 
-@dataclass(frozen=True)
-class Mark:
-    """What is known of one tensor.
-
-    Args:
-        run: the run it is known in; marks left by earlier runs mean nothing.
-        sites: discrete sites that it was computed from.
-        carried: loops in whose concrete steps it, or something it was computed from, was made.
-        level: the vectorised loop in which it was made, if it differs between the steps of one.
-    """
-
-    run: object
-    sites: frozenset[str] = frozenset()
-    carried: frozenset[str] = frozenset()
-    level: Level | None = None
-
-
-_EMPTY = Mark(None)
-
-
 @dataclass
 class Position:
     """Where the program is: the steps that it stands in, outermost first, and the vectorised loops that are open."""
 
+    run: object = field(default_factory=object)
     names: Names = field(default_factory=Names)
     steps: list[tuple[str, str, int]] = field(default_factory=list)
     levels: list[Level] = field(default_factory=list)
@@ -91,7 +75,7 @@ class Tracker(TorchFunctionMode):
     def __init__(self, position: Position, fresh: bool) -> None:
         super().__init__()
         self.position, self.fresh = position, fresh
-        self.run = object()
+        self.run = position.run
         self.instead: dict[int, tuple[Tensor, Tensor]] = {}
         self.quiet = False
 
@@ -99,6 +83,8 @@ class Tracker(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(func, "__self__", None) is torch.Tensor.data:
             func = torch.Tensor.detach  # .data has no batching rule
+        if func in _ATTRIBUTES:
+            return func(*args, **kwargs)
         if self.instead:
             args, kwargs = _map((args, kwargs), self._substitute)
         inputs = tuple(_tensors((args, kwargs)))
@@ -140,22 +126,17 @@ class Tracker(TorchFunctionMode):
         return out
 
     def mark(self, x: Tensor) -> Mark:
-        """What is known of ``x``; views share what is known of their base."""
-        own = getattr(x, "_symhmm_mark", _EMPTY)
-        own = own if own.run is self.run else _EMPTY
-        base = x._base
-        if base is None:
-            return own
-        of_base = getattr(base, "_symhmm_mark", _EMPTY)
-        return _union(self.run, (own, of_base)) if of_base.run is self.run else own
+        """What is known of ``x``."""
+        return get_mark(self.run, x)
 
-    def set(self, x: Tensor, mark: Mark) -> None:
-        """Remember ``mark`` of ``x``."""
-        x._symhmm_mark = mark  # type: ignore[attr-defined]
+    def forget(self, x: Tensor) -> Tensor:
+        """``x``, of which nothing is known any more: a value that stands on its own."""
+        set_mark(x, Mark(self.run))
+        return x
 
     def union(self, *tensors: Tensor) -> Mark:
         """What is known of anything computed from ``tensors``."""
-        return _union(self.run, [self.mark(x) for x in tensors])
+        return union(self.run, [self.mark(x) for x in tensors])
 
     def _marked(self, func: Any, inputs: tuple[Tensor, ...], out: Any, args: Any, kwargs: Any) -> Any:
         name = getattr(func, "__name__", "")
@@ -163,15 +144,15 @@ class Tracker(TorchFunctionMode):
         targets = [x for x in _tensors(out) if not any(x is y for y in inputs)] if changed is None else [changed]
         if not targets:
             return iter(out) if func is torch.Tensor.__iter__ else out
-        known = _union(self.run, [] if name in _SHAPE_ONLY else [self.mark(x) for x in inputs])
+        known = union(self.run, [] if name in _SHAPE_ONLY else [self.mark(x) for x in inputs])
         made = frozenset() if self.quiet else self.position.concrete_loops()
         level = self.position.levels[-1] if self.position.levels else None
         for x in targets:
             mark = Mark(self.run, known.sites, known.carried | made, level if is_batchedtensor(x) else None)
             if mark.sites or mark.carried or mark.level is not None:
-                self.set(x, mark)
+                set_mark(x, mark)
                 if changed is not None and x._base is not None:
-                    self.set(x._base, _union(self.run, (mark, self.mark(x._base))))
+                    set_mark(x._base, union(self.run, (mark, self.mark(x._base))))
         return iter(out) if func is torch.Tensor.__iter__ else out
 
     def _scalar(self, func: Any, x: Tensor) -> Any:
@@ -217,17 +198,6 @@ def require_constant(func: Any, x: Tensor) -> None:
         if getattr(node.target, "__name__", "").split(".")[0] not in _SHAPE_ONLY:
             todo += [n for n in node.all_input_nodes if n not in seen]
             seen.update(node.all_input_nodes)
-
-
-def _union(run: object, marks: Any) -> Mark:
-    marks = [m for m in marks if m.run is run]
-    if not marks:
-        return Mark(run)
-    if len(marks) == 1:
-        return marks[0]
-    level = next((m.level for m in reversed(marks) if m.level is not None), None)
-    sites = frozenset().union(*(m.sites for m in marks))
-    return Mark(run, sites, frozenset().union(*(m.carried for m in marks)), level)
 
 
 def _in_place_target(name: str, args: Any, kwargs: Any) -> Tensor | None:
