@@ -147,7 +147,7 @@ def simulate_mixed_hmm(
     off_diagonal = 1 - torch.eye(k, dtype=dtype)
 
     # Step 1: the population.
-    logits = -2 * off_diagonal if logits is None else logits - logits.diagonal().unsqueeze(-1)
+    logits = 0 - 2 * off_diagonal if logits is None else logits - logits.diagonal().unsqueeze(-1)
     spread = torch.as_tensor(spread, dtype=dtype) * off_diagonal
     if (spread < 0).any():
         raise DataError(
