@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.optimize import minimize
 
 from symhmm.infer.target import Array
 
@@ -54,6 +53,8 @@ def ascend(
     >>> hill.converged, bool(np.abs(hill.x).max() < 1e-6)
     (True, True)
     """
+    from scipy.optimize import minimize
+
     search = _Search(evaluate, max_evaluations)
     gain = np.inf
     try:
