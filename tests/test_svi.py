@@ -1,0 +1,215 @@
+import closed_forms as cf
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.distributions import constraints
+
+from symhmm.compiler.density import compile
+from symhmm.errors import FitError
+from symhmm.infer import svi
+from symhmm.tables.results import ELBO, ELBO_EVIDENCE
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    y = cf.balanced()
+    return y, svi.run(compile(cf.random_intercept, y), steps=2000, cooldown=800)
+
+
+def test_random_intercept_reaches_the_marginal_maximum(fitted):
+    y, estimate = fitted
+    loc, tau = cf.random_intercept_maximum(y)
+    assert estimate.status.ok
+    assert estimate.objective_name == ELBO
+    assert estimate.values["loc"].item() == pytest.approx(loc, abs=0.01)
+    assert estimate.values["tau"].item() == pytest.approx(tau, rel=0.01)
+
+
+def test_bound_is_the_exact_marginal_where_the_guide_is_the_posterior(fitted):
+    y, estimate = fitted
+    exact = cf.random_intercept_marginal(y, estimate.values["loc"].item(), estimate.values["tau"].item())
+    assert exact - 0.01 < estimate.objective <= exact + 3 * estimate.error
+    assert estimate.marginal[0] == pytest.approx(exact, abs=1e-3)
+    assert estimate.marginal[1] < 1e-2
+
+
+def test_guide_is_the_conditional_posterior(fitted):
+    y, estimate = fitted
+    mean, sd = cf.random_intercept_posterior(y, estimate.values["loc"].item(), estimate.values["tau"].item())
+    block = estimate.posterior.blocks[0]
+    torch.testing.assert_close(block.loc[:, 0], mean, rtol=0, atol=0.02)
+    assert block.scale_tril[:, 0, 0].tolist() == pytest.approx([sd] * len(y), rel=0.03)
+    assert block.plates == ("group",)
+
+
+def test_priors_get_a_joint_normal_and_the_evidence():
+    y = cf.sample(30)
+    mean, covariance, evidence = cf.with_prior_posterior(y)
+    estimate = svi.run(compile(cf.with_prior, y))
+    block = estimate.posterior.blocks[0]
+    assert estimate.objective_name == ELBO_EVIDENCE
+    torch.testing.assert_close(block.loc[0], mean, rtol=0, atol=0.02)
+    torch.testing.assert_close(block.scale_tril[0] @ block.scale_tril[0].T, covariance, rtol=0.05, atol=0.01)
+    assert estimate.objective == pytest.approx(evidence, abs=0.01)
+
+
+def test_meanfield_is_too_narrow_where_latents_are_correlated_and_its_bound_is_lower():
+    y = cf.sample(30)
+    _, covariance, evidence = cf.with_prior_posterior(y)
+    estimate = svi.run(compile(cf.with_prior, y), guide="meanfield")
+    conditional = torch.linalg.inv(covariance).diagonal().rsqrt()
+    assert estimate.posterior.sd.tolist() == pytest.approx(conditional.tolist(), rel=0.05)
+    assert estimate.objective < evidence - 0.1
+
+
+def positive_effects(y):
+    scale = pyro.sample("scale", dist.LogNormal(cf.real(0.0), cf.real(0.5)))
+    with pyro.plate("group", len(y)):
+        rate = pyro.sample("rate", dist.Gamma(cf.real(2.0), 2.0 / scale))
+        weights = pyro.sample("weights", dist.Dirichlet(cf.real([2.0, 2.0, 2.0])))
+        pyro.sample("y", dist.Poisson(rate * (1 + weights[..., 0])), obs=y)
+
+
+def test_bound_counts_the_volume_of_constrained_latents():
+    """The same weights, from a quadrature-free identity: the importance-weighted bound does not depend on the guide."""
+    y = cf.real([3.0, 1.0, 4.0])
+    full, mean = (
+        svi.run(compile(positive_effects, y), guide=g, steps=1200, cooldown=400, evaluate=4000) for g in FAMILIES
+    )
+    assert abs(full.marginal[0] - mean.marginal[0]) < 0.05
+    draws = 200_000
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.exp(0.5 * torch.randn(draws, 1, generator=generator, dtype=cf.REAL))
+    gamma = torch._standard_gamma(torch.full((draws, 3), 2.0, dtype=cf.REAL), generator=generator)
+    beta = [torch._standard_gamma(torch.full((draws, 3), a, dtype=cf.REAL), generator=generator) for a in (2.0, 4.0)]
+    rate = gamma * scale / 2 * (1 + beta[0] / (beta[0] + beta[1]))
+    exact = dist.Poisson(rate).log_prob(y).sum(-1).logsumexp(0).item() - np.log(draws)
+    assert full.marginal[0] == pytest.approx(exact, abs=0.05)
+    assert full.objective <= exact + 3 * full.error
+
+
+FAMILIES = ("full", "meanfield")
+
+
+def test_particles_and_loop_of_draws_agree():
+    y = cf.balanced(6, 4)
+    density = compile(cf.random_intercept, y)
+    goal = svi.target(density, {}, "svi")
+    many = svi.init(goal, svi.Options(particles=3, restarts=1))
+    one = svi.init(goal, svi.Options(particles=1, restarts=1))
+    noise = torch.randn(3, many.guide.noise_size, dtype=cf.REAL)
+    value, gradient = many.gradient(many.phi, noise)
+    singles = [one.gradient(one.phi, n[None]) for n in noise]
+    torch.testing.assert_close(value, torch.stack([v for v, _ in singles]).mean())
+    torch.testing.assert_close(gradient, torch.stack([g for _, g in singles]).mean(0))
+
+
+def test_refuses_a_program_without_latents_and_unknown_guides():
+    with pytest.raises(FitError, match="method='mle'"):
+        svi.run(compile(cf.gaussian, cf.sample()))
+    with pytest.raises(FitError, match="no guide 'diagonal'"):
+        svi.run(compile(cf.random_intercept, cf.balanced()), guide="diagonal")
+    with pytest.raises(FitError, match="cooldown=2000 is longer"):
+        svi.run(compile(cf.random_intercept, cf.balanced()), steps=1000, cooldown=2000)
+
+
+def interrupt_after(n):
+    def listener(progress):
+        if progress.done == n:
+            raise KeyboardInterrupt
+
+    return listener
+
+
+def test_ctrl_c_returns_the_fit_so_far():
+    estimate = svi.run(compile(cf.random_intercept, cf.balanced()), progress=interrupt_after(50), evaluate=20)
+    assert "Ctrl-C" in estimate.status.reason
+    assert len(estimate.trace) == 50
+    assert np.isfinite(estimate.objective)
+
+
+@pytest.mark.parametrize("after", [70, 260])
+def test_resume_follows_the_same_trajectory(tmp_path, after):
+    density = compile(cf.random_intercept, cf.balanced())
+    options = {"seed": 2, "steps": 350, "cooldown": 120, "restarts": 2, "evaluate": 20}
+    whole = svi.run(density, **options)
+    path = tmp_path / "fit.npz"
+    svi.run(density, **options, checkpoint=path, progress=interrupt_after(after))
+    resumed = svi.run(density, **options, checkpoint=path)
+    assert torch.equal(resumed.trace, whole.trace)
+    assert torch.equal(resumed.vector, whole.vector)
+    assert resumed.objective == whole.objective
+    assert resumed.status == whole.status
+
+
+def test_same_seed_same_numbers():
+    density = compile(cf.random_intercept, cf.balanced())
+    options = {"steps": 150, "cooldown": 50, "evaluate": 20, "restarts": 2}
+    first, second, other = (svi.run(density, seed=s, **options) for s in (1, 1, 2))
+    assert torch.equal(first.vector, second.vector)
+    assert not torch.equal(first.vector, other.vector)
+
+
+def test_density_that_is_never_finite_is_a_result():
+    def model(y):
+        with pyro.plate("group", len(y)):
+            d = pyro.sample("d", dist.Normal(cf.real(0.0), cf.real(1.0)))
+            pyro.factor("wall", torch.where(d.abs() < 1e9, -torch.inf, 0.0 * d))
+
+    estimate = svi.run(compile(model, cf.sample(5)))
+    assert not estimate.status.ok
+    assert "site 'wall'" in repr(estimate.status)
+
+
+def test_spread_at_zero_is_said():
+    y = cf.balanced() - cf.balanced().mean(1, keepdim=True) + 5.0
+    estimate = svi.run(compile(cf.random_intercept, y), steps=1500, cooldown=500)
+    assert "spread at or near zero" in repr(estimate.status)
+    assert "group" in repr(estimate.status)
+
+
+def test_fixed_latents_and_parameters_stay_bit_equal():
+    y = cf.balanced(5, 4)
+    held = {"tau": cf.real(1.2345678)}
+    estimate = svi.run(compile(cf.random_intercept, y), fix=held, steps=800, cooldown=300)
+    assert torch.equal(estimate.values["tau"], held["tau"])
+    assert estimate.counts == {"loc": 1}
+    _, sd = cf.random_intercept_posterior(y, 0.0, 1.2345678)
+    assert estimate.posterior.sd[-5:].tolist() == pytest.approx([sd] * 5, rel=0.05)
+
+
+def mixed_hmm(y):
+    def column(x):
+        return x[..., None]
+
+    beta = pyro.param("beta", lambda: torch.full((6,), -2.0, dtype=cf.REAL))
+    tau = pyro.param("tau", lambda: torch.full((6,), 0.5, dtype=cf.REAL), constraint=constraints.positive)
+    loc = pyro.param("loc", lambda: cf.real([-1.0, 0.0, 1.0]))
+    scale = pyro.param("scale", lambda: torch.ones(3, dtype=cf.REAL), constraint=constraints.positive)
+    with pyro.plate("individual", y.shape[0], dim=-1):
+        d = pyro.sample("d", dist.Normal(torch.zeros(6, dtype=cf.REAL), 1.0).to_event(1))
+        b = beta + tau * d
+        o = torch.zeros_like(b[..., 0])
+        rows = torch.stack([o, b[..., 0], b[..., 1], b[..., 2], o, b[..., 3], b[..., 4], b[..., 5], o], -1)
+        rows = rows.reshape(*b.shape[:-1], 3, 3)
+        z = 0
+        for t in pyro.markov(range(y.shape[1])):
+            logits = torch.zeros(3, dtype=cf.REAL) if t == 0 else pyro.ops.indexing.Vindex(rows)[..., z, :]
+            z = pyro.sample(f"z_{t}", dist.Categorical(logits=logits))
+            pyro.sample(f"y_{t}", dist.Normal(loc[z], scale[z]), obs=y[:, t])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_six_random_intercepts_reach_the_marginal_maximum(data_file, family):
+    table = np.genfromtxt(data_file("sim_mixed.csv"), delimiter=",", skip_header=1, usecols=2)
+    estimate = svi.run(compile(mixed_hmm, torch.from_numpy(table).reshape(20, 500)), guide=family)
+    assert estimate.status.ok
+    assert "spread at or near zero" in repr(estimate.status)
+    # Marginal maximum likelihood, in some order of the states; the smallest is exactly zero there.
+    wanted = [0.380, 0.490, 0.504, 0.538, 1.007]
+    assert estimate.values["tau"].sort().values[1:].tolist() == pytest.approx(wanted, rel=0.05)
+    assert estimate.objective > -17497.5
+    assert estimate.marginal[0] == pytest.approx(-17494.95, abs=0.3)
