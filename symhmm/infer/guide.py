@@ -196,4 +196,4 @@ def _by_member(e: Entry, plates: tuple[str, ...], event_dim: int) -> Tensor:
     front = [n_batch + e.plates[p] for p in plates]
     rest = [i for i in range(positions.dim()) if i not in front]
     members = prod(positions.shape[i] for i in front)
-    return positions.permute(*front, *rest).reshape(members, -1)
+    return positions.permute([*front, *rest]).reshape(members, -1)

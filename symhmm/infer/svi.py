@@ -113,7 +113,7 @@ def run(
     _check(goal, options)
     file = Checkpoint(checkpoint, fingerprint(goal, "svi", vars(options)) if checkpoint else "")
     saved = file.read()
-    stopped, plateau = False, saved is not None and int(saved["cooling"]) >= 0
+    stopped = False
     state = _restored(goal, options, saved) if saved is not None else init(goal, options)
     if not state.optima.objectives or not np.isfinite(max(state.optima.objectives)):
         return _not_finite(state, options, time.perf_counter() - began)
@@ -129,8 +129,7 @@ def run(
     finally:
         report.close()
     file.write(_saved(state))
-    plateau = plateau or 0 <= state.cooling < options.steps - options.cooldown
-    return _estimate(state, options, stopped, plateau, time.perf_counter() - began)
+    return _estimate(state, options, stopped, time.perf_counter() - began)
 
 
 def init(goal: Target, options: Options) -> State:
@@ -237,7 +236,7 @@ def _check(goal: Target, options: Options) -> None:
         )
 
 
-def _estimate(state: State, options: Options, stopped: bool, plateau: bool, seconds: float) -> Estimate:
+def _estimate(state: State, options: Options, stopped: bool, seconds: float) -> Estimate:
     began = time.perf_counter()
     goal, phi = state.goal, state.phi.detach()
     posterior = state.guide.posterior(phi)
@@ -261,7 +260,7 @@ def _estimate(state: State, options: Options, stopped: bool, plateau: bool, seco
             trace,
             bound=found.bound,
             cooling=state.cooling,
-            plateau=plateau,
+            plateau=0 <= state.cooling < options.steps - options.cooldown,
             stopped=stopped,
         ),
         n_evaluations=state.evaluations + options.evaluate,

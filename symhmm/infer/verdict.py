@@ -13,6 +13,7 @@ from symhmm.tables.results import Posterior, Status, label
 
 COLLAPSED = 1e-4  # standard deviation on the unconstrained scale
 NOTHING = 0.05  # share of an effect's variance between members below which its spread counts as near zero
+JOINT = "a joint mode with random effects: their spreads are biased towards zero, method='svi' integrates them"
 CONTINUE = "the same call with the same checkpoint= continues"
 
 
@@ -29,14 +30,16 @@ def of_ascent(
             False, "the density is flat", ("it does not depend on the free values",), "check what is observed"
         )
     edges = at_edge(goal, vector)
+    remarks = (JOINT,) if any(e.plates for e in goal.entries) and any(e.is_param for e in goal.entries) else ()
     measured = f"largest gradient {np.abs(best.gradient).max():.2g}, next step gains {best.gain:.2g} nats"
     if not best.converged:
-        causes = (measured, *(f"at the edge: {e}" for e in edges))
+        causes = (measured, *(f"at the edge: {e}" for e in edges), *remarks)
         if len(best.trace) >= allowed:
             used = f"all {len(best.trace)} evaluations used"
             return Status(False, "not converged", (used, *causes), "max_evaluations=, restarts=")
         return Status(False, "not converged: the line search found no further rise", causes, "restarts=")
-    return Status(True, f"converged ({measured})" + (" at the edge of the support" if edges else ""), edges)
+    where = " at the edge of the support" if edges else ""
+    return Status(True, f"converged{where}: {measured}", (*edges, *remarks))
 
 
 def of_guide(

@@ -53,7 +53,7 @@ def hyperparameters(goal: Target, random: set[str]) -> set[str]:
         names = [e.name for e in goal.entries if e.name not in random]
         found = set()
         for f in graph.factors:
-            if f.name not in random or not f.term.data.requires_grad:
+            if not names or f.name not in random or not f.term.data.requires_grad:
                 continue
             gradients = torch.autograd.grad(
                 f.term.data.sum(), [leaves[n] for n in names], allow_unused=True, retain_graph=True
