@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.passes.dialect.common.cse_pass import CSEPass, get_CSE_banned_ops
 from torch.fx.passes.tools_common import legalize_graph
@@ -59,9 +61,10 @@ def trace(f: Callable[..., Tensor | Sequence[Tensor]], values: Sequence[Tensor],
         single = isinstance(out, Tensor)
         return [out] if isinstance(out, Tensor) else list(out)
 
-    module = make_fx(flat)(list(values), list(data))
-    if any(_mutates(n) for n in module.graph.nodes):
-        module = make_fx(torch.func.functionalize(lambda v, d: module(v, d), remove="mutations"))(list(values), list(data))
+    module = _record(flat, values, data)
+    if not _without_mutation(module):
+        traced = module
+        module = _record(torch.func.functionalize(lambda v, d: traced(v, d), remove="mutations"), values, data)
     _refuse_randomness(module)
     if gradients:
         for n in list(module.graph.nodes):
@@ -72,6 +75,12 @@ def trace(f: Callable[..., Tensor | Sequence[Tensor]], values: Sequence[Tensor],
     module = CSEPass(banned_ops=get_CSE_banned_ops())(module).graph_module
     module.graph.eliminate_dead_code()
     return _split(module, len(values), single)
+
+
+def _record(f: Callable[..., object], values: Sequence[Tensor], data: Sequence[Tensor]) -> fx.GraphModule:
+    # Node metadata are made in a fake mode; without one to share, each node makes its own, which is most of the tracing time.
+    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+        return make_fx(f)(list(values), list(data))
 
 
 def _split(module: fx.GraphModule, n_values: int, single: bool) -> Step:
@@ -110,8 +119,46 @@ def _module(root: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
     return legalize_graph(out)
 
 
-def _mutates(n: fx.Node) -> bool:
-    return isinstance(n.target, torch._ops.OpOverload) and n.target._schema.is_mutable
+def _without_mutation(module: fx.GraphModule) -> bool:
+    """Replace in-place operations on fresh, unaliased tensors by their functional twins; False if others remain.
+
+    Distributions of torch write in place into tensors they have just made; for these the rewrite is exact and saves a
+    second trace. Anything with views is left to ``functionalize``.
+    """
+    nodes = list(module.graph.nodes)
+    place = {n: i for i, n in enumerate(nodes)}
+    for n in nodes:
+        if not (isinstance(n.target, torch._ops.OpOverload) and n.target._schema.is_mutable):
+            continue
+        owner = n.args[0]
+        twin = _functional_twin(n.target)
+        if twin is None or not isinstance(owner, fx.Node) or not _is_fresh(owner):
+            return False
+        n.target = twin
+        for user in list(owner.users):
+            if place[user] > place[n]:
+                user.replace_input_with(owner, n)
+    return True
+
+
+def _functional_twin(target: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
+    name = target._schema.name.split("::")[1]
+    packet = getattr(torch.ops.aten, name.removesuffix("_"), None) if name.endswith("_") else None
+    return getattr(packet, target._overloadname, None) if packet is not None else None
+
+
+def _is_fresh(n: fx.Node) -> bool:
+    """Whether a node makes a tensor of its own that nothing else is a view of."""
+    if n.op != "call_function" or not isinstance(n.target, torch._ops.OpOverload) or _aliases(n):
+        return False
+    return not any(_aliases(user) for user in n.users)
+
+
+def _aliases(n: fx.Node) -> bool:
+    """Whether a node's result shares memory with an argument that it does not write."""
+    if not isinstance(n.target, torch._ops.OpOverload):
+        return False
+    return not n.target._schema.is_mutable and any(r.alias_info is not None for r in n.target._schema.returns)
 
 
 def _refuse_randomness(module: fx.GraphModule) -> None:
