@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from symhmm.chains import reference
+from symhmm.chains.layout import layout_of
 from symhmm.errors import ShapeError, SymhmmError
 from symhmm.semiring import LOG, Semiring
 
@@ -40,9 +41,9 @@ def chain_message(
         length: n; needed only where neither ``transition`` nor ``emission`` varies over time.
         history: how many previous states a step looks at.
         semiring: `LOG` sums over the paths, `MAX` takes the best one.
-        strategy: ``kernel`` is the fused operator with an analytic first derivative (the reference stands in where there
-            is no kernel for the device, dtype or semiring); ``sequential`` and ``scan`` are the reference, which can be
-            differentiated any number of times; ``auto`` chooses.
+        strategy: ``kernel`` is the fused operator with an analytic first derivative (the reference stands in where
+            there is no kernel for the device, dtype or semiring); ``sequential`` and ``scan`` are the reference, which
+            can be differentiated any number of times; ``auto`` chooses.
 
     A size of 1 along time or along a batch dimension means constant: the entry is read many times and never expanded,
     and its gradient is the sum over what shares it. Batch dimensions broadcast against each other.
@@ -61,6 +62,8 @@ def chain_message(
     transition, emission, terminal, length = _align(transition, emission, terminal, length, history)
     if strategy not in STRATEGIES:
         raise SymhmmError(f"unknown chain strategy {strategy!r}.", suggestion=f"one of {', '.join(STRATEGIES)}")
+    if length == 0:
+        return reference.sequential(transition, emission, terminal, 0, history, semiring)
     if strategy in ("auto", "kernel"):
         if semiring == LOG and transition.device.type == "cpu" and transition.dtype in (torch.float32, torch.float64):
             message: Tensor = torch.ops.symhmm.chain(transition, emission, terminal, length, history)[0]
@@ -122,8 +125,8 @@ def _align(
 @torch.library.custom_op("symhmm::chain", mutates_args=(), device_types="cpu")
 def _chain(
     transition: Tensor, emission: Tensor, terminal: Tensor, length: int, history: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The message, and what the gradient needs: the normalised messages of all steps and their scales."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The message, and what the gradient needs: `Layout.messages`, `Layout.scales` and `Layout.links`."""
     # numba takes a second to import and is of no use before the first chain.
     from symhmm.chains import cpu
 
@@ -138,26 +141,24 @@ def _chain_backward(
     terminal: Tensor,
     messages: Tensor,
     scales: Tensor,
+    links: Tensor,
     length: int,
     history: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``(weight * message).sum()`` in the shapes of transition, emission and terminal."""
     from symhmm.chains import cpu
 
-    return cpu.backward(weight, transition, emission, terminal, messages, scales, length, history)
-
-
-def _batch(transition: Tensor, emission: Tensor, terminal: Tensor) -> list[int]:
-    return list(torch.broadcast_shapes(transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1]))
+    return cpu.backward(weight, transition, emission, terminal, messages, scales, links, length, history)
 
 
 @_chain.register_fake
 def _(
     transition: Tensor, emission: Tensor, terminal: Tensor, length: int, history: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    batch, states = _batch(transition, emission, terminal), transition.shape[-2]
-    message = transition.new_empty([*batch, states])
-    return message, transition.new_empty([*batch, length + 1, states]), transition.new_empty([*batch, length])
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch = torch.broadcast_shapes(transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1])
+    layout = layout_of(batch, length, transition.shape[-2], transition.dtype)
+    message = transition.new_empty([*batch, layout.states])
+    return message, layout.messages(transition), layout.scales(transition), layout.links(transition)
 
 
 @_chain_backward.register_fake
@@ -168,6 +169,7 @@ def _(
     terminal: Tensor,
     messages: Tensor,
     scales: Tensor,
+    links: Tensor,
     length: int,
     history: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -176,8 +178,8 @@ def _(
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     transition, emission, terminal, ctx.length, ctx.history = inputs
-    ctx.save_for_backward(transition, emission, terminal, output[1], output[2])
-    # Only the message is a result; without this zeros as large as the saved messages would be made for the other two.
+    ctx.save_for_backward(transition, emission, terminal, *output[1:])
+    # Only the message is a result; without this zeros as large as the saved messages would be made for the others.
     ctx.set_materialize_grads(False)
 
 
@@ -215,7 +217,7 @@ def _(
     history: int,
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     inputs = [_leading(x, d) for x, d in zip((transition, emission, terminal), in_dims, strict=False)]
-    return torch.ops.symhmm.chain(*inputs, length, history), (0, 0, 0)
+    return torch.ops.symhmm.chain(*inputs, length, history), (0,) * 4
 
 
 @_chain_backward.register_vmap
