@@ -228,6 +228,16 @@ def backwards(y):
         pyro.sample(f"y_{t}", dist.Normal(loc[z], 1.0), obs=y[t])
 
 
+@row(ROWS, "initial values drawn at each run", series(6))
+def eager_initial_values(y):
+    transition = pyro.param("transition", torch.rand(3, 3), constraint=constraints.simplex)
+    loc = pyro.param("loc", torch.randn(3))
+    z = torch.tensor(0)
+    for t in pyro.markov(range(len(y))):
+        z = pyro.sample(f"z_{t}", dist.Categorical(Vindex(transition)[z]))
+        pyro.sample(f"y_{t}", dist.Normal(Vindex(loc)[z], 1.0), obs=y[t])
+
+
 @row(ROWS, "every second step", series(11))
 def every_second(y):
     initial, transition, loc = chain_params()

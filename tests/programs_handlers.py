@@ -84,7 +84,7 @@ def pyro_module(chain, y):
     chain(y)
 
 
-@row(ROWS, "condition outside", lambda: (normal(5),))
+@row(ROWS, "condition outside", lambda: (normal(5),), tier="stacked")
 def conditioned(y):
     def program():
         initial, transition, loc = chain_params()

@@ -120,7 +120,7 @@ def plate_per_step(y, lengths):
                     pyro.sample(f"y_{t}", dist.Bernoulli(Vindex(sounds)[x, tones]), obs=y[:, t])
 
 
-@row(ROWS, "plate of channels inside time with a local mixture", lambda: (normal(6, 2),), nesting=1)
+@row(ROWS, "plate of channels inside time with a local mixture", lambda: (normal(4, 2),), nesting=1)
 def local_mixture(y):
     initial, transition, _ = chain_params(2)
     weights = pyro.param("weights", lambda: torch.rand(2, 3), constraint=constraints.simplex)
@@ -210,7 +210,7 @@ def global_effect(y):
 
 @row(ROWS, "mixture of normals", lambda: (normal(8),), nesting=1, tier="none", per="data")
 def mixture(y):
-    weights = pyro.sample("weights", dist.Dirichlet(torch.ones(3)))
+    weights = pyro.param("weights", lambda: torch.rand(3), constraint=constraints.simplex)
     loc = pyro.param("loc", lambda: torch.randn(3))
     scale = pyro.param("scale", lambda: torch.rand(3) + 0.5, constraint=constraints.positive)
     with pyro.plate("data", len(y), dim=-1):
@@ -305,7 +305,7 @@ def continuous_only(y):
         pyro.sample("y", dist.Normal(effect, 0.5), obs=y)
 
 
-@row(ROWS, "nested time loops", lambda: (normal(5, 4),))
+@row(ROWS, "nested time loops", lambda: (normal(4, 4),))
 def nested_loops(y):
     outer = pyro.param("outer", lambda: torch.rand(2, 2), constraint=constraints.simplex)
     inner = pyro.param("inner", lambda: torch.rand(2, 2, 2), constraint=constraints.simplex)
