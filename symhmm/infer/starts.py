@@ -7,6 +7,8 @@ from symhmm.infer.target import Array
 
 CURVATURES = 200  # coordinates beyond which measuring each one's curvature costs more than it saves
 LARGEST_JITTER = 3.0
+OWN = 0.01
+SIZES = (0.5, 1.0, 0.25)
 
 
 def scales(evaluate: Evaluate, x: Array, n_observations: int) -> Array:
@@ -33,25 +35,24 @@ def scales(evaluate: Evaluate, x: Array, n_observations: int) -> Array:
 def draw_starts(
     evaluate: Evaluate, x: Array, scale: Array, number: int, *, seed: int, jitter: float = 1.0, screen: int = 10
 ) -> list[Array]:
-    """``number`` starting points: the program's own, then the best of ``screen`` jittered ones for each other start.
+    """``number`` starting points: the program's own, then for each other start the best of ``screen`` jittered ones.
 
     The own start is moved by a hundredth of the scale. Where all states start equal the gradient keeps them equal, and
-    this is what breaks the symmetry. Points where the density is not finite are not taken while finite ones are left.
+    this is what breaks the symmetry. The others take turns in the size of their jitter, since a good start deserves a
+    small one and a bad start a large one. Points where the density is not finite are passed over.
 
     >>> flat = lambda x: (0.0, 0 * x)
     >>> len(draw_starts(flat, np.zeros(2), np.ones(2), 3, seed=0))
     3
     """
     generator = np.random.default_rng(seed)
-    own = x + 0.01 * jitter * scale * generator.standard_normal(x.size)
-    if not np.isfinite(evaluate(own)[0]):
-        own = x
-    if number == 1 and np.isfinite(evaluate(own)[0]):
-        return [own]
-    candidates = [x + jitter * scale * generator.standard_normal(x.size) for _ in range(screen * max(number - 1, 1))]
-    values = [evaluate(c)[0] for c in candidates]
-    order = sorted(range(len(candidates)), key=lambda i: -values[i] if np.isfinite(values[i]) else np.inf)
-    best = [candidates[i] for i in order if np.isfinite(values[i])]
-    if not np.isfinite(evaluate(own)[0]):
-        return best[:number] or [own]
-    return [own, *best][:number]
+
+    def best(size: float, tries: int) -> list[Array]:
+        points = [x + size * jitter * scale * generator.standard_normal(x.size) for _ in range(tries)]
+        valued = [(value, p) for p in points if np.isfinite(value := evaluate(p)[0])]
+        return [max(valued, key=lambda pair: pair[0])[1]] if valued else []
+
+    own = best(OWN, 1) or ([x] if np.isfinite(evaluate(x)[0]) else [])
+    # A program whose own start cannot be used gets one jittered start more.
+    others = (best(SIZES[k % len(SIZES)], screen) for k in range(number - len(own)))
+    return [*own, *(start for found in others for start in found)] or [x]
