@@ -6,7 +6,17 @@ A group of lanes is as many chains as fit a vector. Arrays "[.., lanes]" hold on
 import numpy as np
 from numba import njit
 
-from symhmm.chains.simd import exp, fill, finite_or_zero, fma, larger, load, splat, store
+from symhmm.chains.simd import (
+    exp,
+    fill,
+    finite_or_zero,
+    fma,
+    larger,
+    load,
+    rows_to_lanes,
+    splat,
+    store,
+)
 
 CHUNK = 32  # steps whose emissions are transposed into lanes at a time: small enough for the first-level cache
 
@@ -51,11 +61,30 @@ def read_emission(tile, base, first, last, size, emission, e_row, e_time, e_to, 
             for k in range(size):
                 store(tile, ((t - first) * size + k) * width, load(emission, e_row[base] + t * e_time + k * e_to))
         return
+    # Squares of width x width numbers are transposed in registers, along whatever is contiguous in memory.
+    count, done = last - first, 0
+    if e_to == 1 and e_time == size:
+        done = count * size - count * size % width
+        for m in range(0, done, width):
+            rows_to_lanes(emission, e_row, base, first * size + m, tile, m * width, width)
+    elif e_time == 1:
+        done = (count - count % width) * size
+        for k in range(size):
+            for t in range(0, count - count % width, width):
+                rows_to_lanes(emission, e_row, base, first + t + k * e_to, tile, (t * size + k) * width, size * width)
+    elif e_to == 1 and size >= width:
+        whole = size - size % width
+        for t in range(count):
+            for k in range(0, whole, width):
+                rows_to_lanes(emission, e_row, base, (first + t) * e_time + k, tile, (t * size + k) * width, width)
+            for k in range(whole, size):
+                for lane in range(width):
+                    tile[(t * size + k) * width + lane] = emission[e_row[base + lane] + (first + t) * e_time + k]
+        return
     for lane in range(width):
         row = e_row[base + lane]
-        for t in range(first, last):
-            for k in range(size):
-                tile[((t - first) * size + k) * width + lane] = emission[row + t * e_time + k * e_to]
+        for m in range(done, count * size):
+            tile[m * width + lane] = emission[row + (first + m // size) * e_time + m % size * e_to]
 
 
 @njit(nogil=True, cache=True)

@@ -10,6 +10,7 @@ from symhmm.chains.simd import (
     fill,
     finite_or_zero,
     fma,
+    lanes_to_rows,
     larger,
     load,
     splat,
@@ -48,6 +49,7 @@ def lanes_backward(
     departures, arrivals = np.empty(CHUNK * states * width, dtype), np.empty(CHUNK * states * width, dtype)
     counts, sums = np.empty(states * size * width, dtype), np.empty(states * size * width)
     flows = np.empty(width, dtype)
+    column = CHUNK * width
     zero = fill(emission, 0.0)
     ready = False
     for group in range(first_group, last_group):
@@ -73,7 +75,7 @@ def lanes_backward(
                         matrix, t_peaks, shared, base, step, states, size, transition, t_row, t_time, t_from, t_to
                     )
                 at = (step - low) * size * width
-                pair = (step - low) * states * width
+                pair = (step - low) * width
                 peak = load(tile, at)
                 for k in range(1, size):
                     peak = larger(peak, load(tile, at + k * width))
@@ -88,8 +90,8 @@ def lanes_backward(
                         s = r * size + k
                         # A chain left to the careful kernel has logarithms here, at most 0: they become 0.
                         beta, weight = larger(load(messages, message + s * lanes), zero), load(weights, k * width)
-                        store(departures, pair + s * width, load(here, s * width))
-                        store(arrivals, pair + s * width, weight * beta)
+                        store(departures, pair + s * column, load(here, s * width))
+                        store(arrivals, pair + s * column, weight * beta)
                         u = where_positive(beta, weight * load(there, s * width))
                         store(there, s * width, u)
                         store(tile, at + k * width, fma(u, beta, load(tile, at + k * width)))
@@ -97,7 +99,7 @@ def lanes_backward(
                     for lane in range(width):
                         if idle[base + lane]:
                             for s in range(states):
-                                arrivals[pair + s * width + lane] = 0.0
+                                arrivals[pair + s * column + lane] = 0.0
                                 there[s * width + lane] = here[s * width + lane]
                             for k in range(size):
                                 tile[at + k * width + lane] = 0.0
@@ -123,37 +125,51 @@ def lanes_backward(
 
 @njit(nogil=True, cache=True)
 def _count(counts, departures, arrivals, steps, size, rest, width):
-    """counts[i, r, j] += sum over steps of departures[i, r] arrivals[r, j], four i at a time."""
-    states = size * rest
-    gap, row = rest * width, rest * size * width
+    """counts[i, r, j] += sum over steps of departures[i, r] arrivals[r, j], in squares of four i and four j."""
+    column = CHUNK * width
+    gap, row = rest * column, rest * size * width
     for r in range(rest):
         i = 0
         while i < size:
-            four = i + 4 <= size
-            for j in range(size):
-                u, v = (i * rest + r) * width, (r * size + j) * width
+            four_i = i + 4 <= size
+            j = 0
+            while j < size:
+                u, v = (i * rest + r) * column, (r * size + j) * column
                 k = ((i * rest + r) * size + j) * width
-                if four:
-                    a, b = load(counts, k), load(counts, k + row)
-                    c, d = load(counts, k + 2 * row), load(counts, k + 3 * row)
-                    for _ in range(steps):
-                        x = load(arrivals, v)
-                        a, b = fma(load(departures, u), x, a), fma(load(departures, u + gap), x, b)
-                        c, d = fma(load(departures, u + 2 * gap), x, c), fma(load(departures, u + 3 * gap), x, d)
-                        u += states * width
-                        v += states * width
-                    store(counts, k, a)
-                    store(counts, k + row, b)
-                    store(counts, k + 2 * row, c)
-                    store(counts, k + 3 * row, d)
-                else:
-                    a = load(counts, k)
-                    for _ in range(steps):
-                        a = fma(load(departures, u), load(arrivals, v), a)
-                        u += states * width
-                        v += states * width
-                    store(counts, k, a)
-            i += 4 if four else 1
+                if four_i and j + 4 <= size:
+                    _count_square(counts, departures, arrivals, steps, width, k, row, u, gap, v, column)
+                    j += 4
+                    continue
+                for di in range(4 if four_i else 1):
+                    a = load(counts, k + di * row)
+                    for step in range(0, steps * width, width):
+                        a = fma(load(departures, u + di * gap + step), load(arrivals, v + step), a)
+                    store(counts, k + di * row, a)
+                j += 1
+            i += 4 if four_i else 1
+
+
+@njit(nogil=True, cache=True)
+def _count_square(counts, departures, arrivals, steps, width, k, row, u, gap, v, column):
+    zero = fill(counts, 0.0)
+    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = c0 = c1 = c2 = c3 = d0 = d1 = d2 = d3 = zero
+    for step in range(0, steps * width, width):
+        a, b = load(departures, u + step), load(departures, u + gap + step)
+        c, d = load(departures, u + 2 * gap + step), load(departures, u + 3 * gap + step)
+        x = load(arrivals, v + step)
+        a0, b0, c0, d0 = fma(a, x, a0), fma(b, x, b0), fma(c, x, c0), fma(d, x, d0)
+        x = load(arrivals, v + column + step)
+        a1, b1, c1, d1 = fma(a, x, a1), fma(b, x, b1), fma(c, x, c1), fma(d, x, d1)
+        x = load(arrivals, v + 2 * column + step)
+        a2, b2, c2, d2 = fma(a, x, a2), fma(b, x, b2), fma(c, x, c2), fma(d, x, d2)
+        x = load(arrivals, v + 3 * column + step)
+        a3, b3, c3, d3 = fma(a, x, a3), fma(b, x, b3), fma(c, x, c3), fma(d, x, d3)
+    for w0, w1, w2, w3 in ((a0, a1, a2, a3), (b0, b1, b2, b3), (c0, c1, c2, c3), (d0, d1, d2, d3)):
+        store(counts, k, load(counts, k) + w0)
+        store(counts, k + width, load(counts, k + width) + w1)
+        store(counts, k + 2 * width, load(counts, k + 2 * width) + w2)
+        store(counts, k + 3 * width, load(counts, k + 3 * width) + w3)
+        k += row
 
 
 @njit(nogil=True, cache=True)
@@ -190,9 +206,9 @@ def _add_step(
     for s in range(size * rest):
         for j in range(size):
             k = s * size + j
-            arrival = load(arrivals, pair + ((s % rest) * size + j) * width)
+            arrival = load(arrivals, pair + ((s % rest) * size + j) * CHUNK * width)
             probability = splat(matrix, k) if shared else load(matrix, k * width)
-            flow = load(departures, pair + s * width) * (arrival * probability)
+            flow = load(departures, pair + s * CHUNK * width) * (arrival * probability)
             if same:
                 g_transition[gt_row[base] + offset + k] += total(flow)
             else:
@@ -211,13 +227,22 @@ def _write_emission(g_emission, ge_row, ge_time, ge_add, tile, base, low, top, u
             for k in range(size):
                 g_emission[ge_row[base] + t * ge_time + k] += total(load(tile, ((t - low) * size + k) * width))
         return
+    done = 0
+    any_idle = False
+    for lane in range(width):
+        any_idle |= idle[base + lane] and top == steps
+    if ge_time == size and not any_idle:
+        # A lane that fills up the last vector repeats the row of the lane before it, which is written after it.
+        done = (top - low) * size - (top - low) * size % width
+        for m in range(0, done, width):
+            lanes_to_rows(tile, m * width, width, g_emission, ge_row, base, low * size + m, ge_add)
     for lane in range(min(width, used - base)):
         row = ge_row[base + lane]
         end = top - 1 if idle[base + lane] and top == steps else top
-        for t in range(low, end):
-            for k in range(size):
-                value = tile[((t - low) * size + k) * width + lane]
-                if ge_add:
-                    g_emission[row + t * ge_time + k] += value
-                else:
-                    g_emission[row + t * ge_time + k] = value
+        for m in range(done, (end - low) * size):
+            at = row + (low + m // size) * ge_time + m % size
+            value = tile[m * width + lane]
+            if ge_add:
+                g_emission[at] += value
+            else:
+                g_emission[at] = value
