@@ -1,6 +1,6 @@
 """Which pilot whales dive alike?  A hidden Markov model with a discrete random effect, fitted to real dives.
 
-Fifteen tagged whales, 50 to 254 dives each, eleven streams per dive, many of them missing. A dive is in one of K states z,
+Fifteen tagged whales, 50 to 254 dives each, eleven streams per dive, many values missing. A dive is in one of K states,
 and each whale belongs to one of C components c, which differ in how the states follow each other:
 
     c_i ~ pi,   z_{i,0} ~ stationary distribution of A_c,   z_{i,t} ~ A_{c_i}[z_{i,t-1}],   y_{i,t} ~ F(z_{i,t}).
@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 import symhmm
-from symhmm.distributions import GammaMeanSd, VonMises, stationary_distribution
+from symhmm.distributions import GammaMeanSd, VonMises, stationary_distribution, with_zero_diagonal
 from symhmm.posterior.queries import marginals
 
 BINARY = ["GR.tight", "dive.CS.pres", "dive.SS.pres", "presurf", "postsurf"]
@@ -115,10 +115,34 @@ def model(data: Dives, states: int, components: int, start: dict[str, Tensor]) -
                     pyro.sample(f"{s}_{t}", distribution, obs=data.y[s][t])
 
 
-def with_zero_diagonal(logits: Tensor) -> Tensor:
-    """(*, K, K - 1) off-diagonal logits, row by row, to (*, K, K) with zeros on the diagonal."""
-    k = logits.shape[-2]
-    # Read row by row, a square matrix is a diagonal entry, K others, a diagonal entry, K others, ..., a diagonal entry.
-    groups = logits.reshape(*logits.shape[:-2], k - 1, k)
-    flat = torch.cat([torch.zeros_like(groups[..., :1]), groups], -1).flatten(-2)
-    return torch.cat([flat, torch.zeros_like(flat[..., :1])], -1).unflatten(-1, (k, k))
+def main(path: str, states: int, components: int, restarts: int, seed: int) -> symhmm.Fit:
+    data = load(path)
+    density = symhmm.compile(model, data, states, components, starts(data, states, seed))
+    print(density.graph, density.plan, sep="\n\n", end="\n\n")
+
+    fit = symhmm.fit(density, method="mle", restarts=restarts, seed=seed)
+    print(fit.summary())
+    print(fit.optima)
+    transition = with_zero_diagonal(fit.values["transition"]).softmax(-1)
+    for c in range(components):
+        weight = fit.values["weights"][c].item()
+        print(f"\ncomponent {c}, {weight:.0%} of whales: probability of the next state, by row")
+        print("\n".join("  " + "  ".join(f"{p:.3f}" for p in row) for row in transition[c].tolist()))
+    if components > 1:
+        print("\nwhale       most probable component")
+        posterior = marginals(density, fit.values, ["component"])["component"]
+        for whale, p in zip(data.ids, posterior, strict=True):
+            print(f"{whale}  {int(p.argmax())}  with probability {p.max():.4f}")
+    return fit
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="pilot_whales.csv")
+    parser.add_argument("--states", type=int, default=4)
+    parser.add_argument("--components", type=int, default=3)
+    parser.add_argument("--restarts", type=int, default=6, help="starts of the fit; the best one is reported")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_default_dtype(torch.float64)
+    main(options.data, options.states, options.components, options.restarts, options.seed)

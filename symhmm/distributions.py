@@ -130,3 +130,24 @@ def stationary_distribution(transition: Tensor) -> Tensor:
     # Rounding can leave -1e-17 at a state that is never visited. Lift the value only: a clamp alone would cut
     # the gradient there.
     return solution + (solution.clamp(min=0) - solution).detach()
+
+
+def with_zero_diagonal(logits: Tensor) -> Tensor:
+    """Square matrices of logits relative to staying, from their off-diagonal entries.
+
+    Args:
+        logits: shape (*batch, K, K - 1), row by row without the diagonal; [i, :] are the logits of leaving state i.
+
+    Returns:
+        shape (*batch, K, K), zeros on the diagonal.
+
+    >>> with_zero_diagonal(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
+    tensor([[0., 1., 2.],
+            [3., 0., 4.],
+            [5., 6., 0.]])
+    """
+    k = logits.shape[-2]
+    # Read row by row, a square matrix is a diagonal entry, K others, a diagonal entry, K others, ..., a diagonal entry.
+    groups = logits.reshape(*logits.shape[:-2], k - 1, k)
+    flat = torch.cat([torch.zeros_like(groups[..., :1]), groups], -1).flatten(-2)
+    return torch.cat([flat, torch.zeros_like(flat[..., :1])], -1).unflatten(-1, (k, k))

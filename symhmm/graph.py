@@ -189,20 +189,30 @@ class FactorGraph:
         ()
         """
         sizes = {n: p.size for n, p in self.plates.items()} | {n: c.length for n, c in self.chains.items()}
-        twice = (set(sizes) & set(self.variables)) | {n for n, k in Counter(f.name for f in self.factors).items() if k > 1}
+        twice = (set(sizes) & set(self.variables)) | {
+            n for n, k in Counter(f.name for f in self.factors).items() if k > 1
+        }
         if twice:
             raise GraphError(f"the name {sorted(twice)[0]!r} is used for two things.", suggestion="rename one of them")
         sizes |= {n: v.size for n, v in self.variables.items()}
-        for owner, frames in [(f.name, f.frames) for f in self.factors] + [(n, v.frames) for n, v in self.variables.items()]:
+        for owner, frames in [(f.name, f.frames) for f in self.factors] + [
+            (n, v.frames) for n, v in self.variables.items()
+        ]:
             for p in frames:
                 if p not in self.plates and p not in self.chains:
-                    raise GraphError(f"{owner!r} stands in the unknown plate {p!r}.", details=[f"plates: {_names(self.plates)}"])
+                    raise GraphError(
+                        f"{owner!r} stands in the unknown plate {p!r}.", details=[f"plates: {_names(self.plates)}"]
+                    )
         for f in self.factors:
             for name, size in f.inputs.items():
                 if name not in sizes:
-                    raise GraphError(f"factor {f.name!r} reads the unknown name {name!r}.", details=[f"known: {_names(sizes)}"])
+                    raise GraphError(
+                        f"factor {f.name!r} reads the unknown name {name!r}.", details=[f"known: {_names(sizes)}"]
+                    )
                 if size != sizes[name]:
-                    raise GraphError(f"factor {f.name!r} has the wrong size.", details=[f"{name}: seen {size}, wanted {sizes[name]}"])
+                    raise GraphError(
+                        f"factor {f.name!r} has the wrong size.", details=[f"{name}: seen {size}, wanted {sizes[name]}"]
+                    )
                 outside = ({name} if name not in self.variables else set(self.variables[name].frames)) - set(f.frames)
                 if outside:
                     plate = sorted(outside)[0]
@@ -233,14 +243,19 @@ class FactorGraph:
             rows.append((f.name, f.role, inputs or "-", " ".join(f.frames) or "-"))
         rows += [(n, "param", f"shape {tuple(p.value.shape)}", "-") for n, p in self.params.items()]
         widths = [max(len(r[c]) for r in rows) for c in range(4)]
-        lines = ["FactorGraph"] + ["  " + "  ".join(x.ljust(w) for x, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+        lines = ["FactorGraph"] + [
+            "  " + "  ".join(x.ljust(w) for x, w in zip(r, widths, strict=True)).rstrip() for r in rows
+        ]
         for name, p in self.plates.items():
             lines.append(f"  plate {name}: {p.size} members" + (f", scale {p.scale:g}" if p.scale != 1 else ""))
         for name, note in self.loops.items():
             reason = f" because {note.reason}" if note.reason else ""
             lines.append(f"  loop {name}: {note.steps} steps, {note.tier}{reason}")
         for name, c in self.chains.items():
-            links = ", ".join(f"{v.previous[0] if v.previous else 'nothing'} -> {v.current}" for v in c.variables) or "no variable"
+            links = (
+                ", ".join(f"{v.previous[0] if v.previous else 'nothing'} -> {v.current}" for v in c.variables)
+                or "no variable"
+            )
             lines.append(f"  axis {name}: {c.length} steps from step {c.first}, history {c.history}: {links}")
         return "\n".join(lines)
 

@@ -27,7 +27,9 @@ def graph(*factors, variables=None, plates=None):
         (graph(Factor("y", term(), "observed"), Factor("y", term(), "observed")), "'y' is used for two things"),
         (graph(Factor("y", term(row=3), "observed"), plates={"row": Plate(3)}), "reads 'row' outside of its plate"),
         (
-            graph(Factor("w", term(z=2), "observed"), variables={"z": Variable(2, ("row",))}, plates={"row": Plate(40)}),
+            graph(
+                Factor("w", term(z=2), "observed"), variables={"z": Variable(2, ("row",))}, plates={"row": Plate(40)}
+            ),
             "one value for each of the 40 members",
         ),
     ],
@@ -39,7 +41,13 @@ def test_inconsistent_graphs_are_refused(bad, words):
 
 
 def test_prints_as_a_table():
-    text = repr(graph(Factor("y", term(z=2, row=3), "observed", ("row",)), variables={"z": Variable(2)}, plates={"row": Plate(3, 2.0)}))
+    text = repr(
+        graph(
+            Factor("y", term(z=2, row=3), "observed", ("row",)),
+            variables={"z": Variable(2)},
+            plates={"row": Plate(3, 2.0)},
+        )
+    )
     assert "y     observed  z:2 row:3  row" in text
     assert "plate row: 3 members, scale 2" in text
 
@@ -57,6 +65,8 @@ def test_hand_made_graph_with_a_real_input_compiles_and_differentiates():
     density = symhmm.compile(mixture)
     assert density.plan.steps
     value, gradient = density.value_and_grad(torch.tensor([2.0], dtype=torch.float64))
-    terms = torch.tensor([-0.5 * 0.3**2, -0.5 * 1.7**2], dtype=torch.float64) - torch.tensor(2.0, dtype=torch.float64).log()
+    terms = (
+        torch.tensor([-0.5 * 0.3**2, -0.5 * 1.7**2], dtype=torch.float64) - torch.tensor(2.0, dtype=torch.float64).log()
+    )
     torch.testing.assert_close(value, terms.logsumexp(0), rtol=1e-12, atol=0)
     torch.testing.assert_close(gradient[0], terms.softmax(0)[1] * -1.7, rtol=1e-12, atol=0)

@@ -19,6 +19,7 @@ def hmm(states=3, length=50, individuals=4, shared=True):
     """A hidden Markov model in a plate with a discrete random effect ``c``, captured from step 1."""
     frames = ("individual", "time")
     z = {"z_{time-1}": states, "z_{time}": states}
+    steps = tuple(f"z_{t + 1}" for t in range(length))
     transition = term(c=2, **z) if shared else term(c=2, time=length, **z)
     return FactorGraph(
         factors=(
@@ -34,11 +35,7 @@ def hmm(states=3, length=50, individuals=4, shared=True):
             "z_{time}": Variable(states, frames),
         },
         plates={"individual": Plate(individuals)},
-        chains={
-            "time": Chain(
-                "time", length, 1, (ChainVariable(("z_0",), ("z_{time-1}",), "z_{time}", tuple(f"z_{t + 1}" for t in range(length))),)
-            )
-        },
+        chains={"time": Chain("time", length, 1, (ChainVariable(("z_0",), ("z_{time-1}",), "z_{time}", steps),))},
     ).check()  # fmt: skip
 
 
@@ -117,7 +114,7 @@ def test_a_chain_shared_by_a_plate_of_chains_is_refused():
         {"time": Chain("time", 8, 1, (ChainVariable(("z_0",), ("z_{time-1}",), "z_{time}", names),
                                       ChainVariable(("w_0",), ("w_{time-1}",), "w_{time}", names)))},
     ).check()  # fmt: skip
-    with pytest.raises(IntractableError, match="cannot sum 'z_{time}'"):
+    with pytest.raises(IntractableError, match=r"cannot sum .z_\{time\}."):
         plan(graph)
 
 
@@ -141,5 +138,5 @@ def test_different_scales_of_connected_sites_are_refused():
     graph = FactorGraph(
         (Factor("w", term(w=2), "discrete latent"), Factor("y", term(w=2), "observed", scale=0.5)), {"w": Variable(2)}
     ).check()
-    with pytest.raises(GraphError, match="different poutine.scale"):
+    with pytest.raises(GraphError, match="different poutine"):
         plan(graph)

@@ -314,5 +314,3 @@ def _cache_of(program: Any) -> dict[Any, tuple[Compiled, Arguments]]:
         return _CACHE.setdefault(program, {})
     except TypeError:  # not hashable, or no weak references: such programs are compiled at each call
         return {}
-
-

@@ -83,7 +83,9 @@ class Layout:
         for e in self.entries:
             value = checked[e.name]
             if not bool(e.constraint.check(value).all()):
-                raise ValuesError(f"the value of {e.name!r} is outside its support {e.constraint}.", details=[f"seen {value}"])
+                raise ValuesError(
+                    f"the value of {e.name!r} is outside its support {e.constraint}.", details=[f"seen {value}"]
+                )
             free.append(e.transform.inv(value).reshape(-1).to(self.dtype))
         return torch.cat(free) if free else torch.zeros(0, dtype=self.dtype)
 
@@ -103,10 +105,13 @@ class Layout:
                 )
         out = {}
         for e in self.entries:
-            value = values[e.name] if isinstance(values[e.name], Tensor) else torch.as_tensor(values[e.name], dtype=e.dtype)
+            value = (
+                values[e.name] if isinstance(values[e.name], Tensor) else torch.as_tensor(values[e.name], dtype=e.dtype)
+            )
             if value.shape != e.shape:
                 raise ValuesError(
-                    f"the value of {e.name!r} has the wrong shape.", details=[f"seen {tuple(value.shape)}, wanted {e.shape}"]
+                    f"the value of {e.name!r} has the wrong shape.",
+                    details=[f"seen {tuple(value.shape)}, wanted {e.shape}"],
                 )
             out[e.name] = value
         return out
@@ -117,6 +122,7 @@ class Layout:
 
 def layout(graph: FactorGraph) -> Layout:
     """The layout of a graph's parameters and continuous latents."""
+    rows: list[tuple[str, bool, Tensor, Constraint, dict[str, int]]]
     rows = [(n, True, p.value, p.constraint, {}) for n, p in graph.params.items()]
     rows += [(n, False, x.value, x.support, dict(x.plates)) for n, x in graph.latents.items()]
     entries, start = [], 0
@@ -124,7 +130,9 @@ def layout(graph: FactorGraph) -> Layout:
         transform = _transform(constraint)
         free = tuple(transform.inverse_shape(value.shape))
         stop = start + int(torch.Size(free).numel())
-        entries.append(Entry(name, is_param, tuple(value.shape), free, start, stop, transform, constraint, plates, value.dtype))
+        entries.append(
+            Entry(name, is_param, tuple(value.shape), free, start, stop, transform, constraint, plates, value.dtype)
+        )
         start = stop
     dtypes = {e.dtype for e in entries} or {torch.get_default_dtype()}
     return Layout(tuple(entries), start, torch.float64 if torch.float64 in dtypes else dtypes.pop())

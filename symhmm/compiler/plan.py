@@ -66,7 +66,9 @@ class _Planner:
             if not open_frames:
                 break
             # A leaf: no other term stands in all of its frames and more.
-            leaf = max((f for f in open_frames if not any(f < g for g in open_frames)), key=lambda f: (len(f), sorted(f)))
+            leaf = max(
+                (f for f in open_frames if not any(f < g for g in open_frames)), key=lambda f: (len(f), sorted(f))
+            )
             here = [o for o in live if o.frames == leaf]
             live = [o for o in live if o.frames != leaf] + self._reduce_leaf(leaf, here)
         outputs = tuple((o.index, self.scales[o.sites[0]]) for o in live if self.keep <= o.frames)
@@ -124,7 +126,9 @@ class _Planner:
         for c in members:
             if self.home[c.current] != leaf:
                 raise self._coupled(leaf, group[0], {c.current, *linked})
-        lag = max(len(c.previous) - c.previous.index(n) for o in group for n in o.inputs for c in members if n in c.previous)
+        lag = max(
+            len(c.previous) - c.previous.index(n) for o in group for n in o.inputs for c in members if n in c.previous
+        )
         current = tuple(c.current for c in members)
         previous = tuple(tuple(c.previous[-k] for c in members) for k in range(lag, 0, -1))
         initial = tuple(tuple(c.initial[-k] for c in members) for k in range(lag, 0, -1))
@@ -191,7 +195,7 @@ class _Planner:
         # Each variable has one copy per member of its own plates; the cheapest one to enumerate jointly tells the cost.
         counts = {v: (self.sizes[v], prod(self.sizes[p] for p in self.home[v])) for v in sorted(variables)}
         inner = max(counts, key=lambda v: (len(self.home[v]), v))
-        others = [p for p in sorted(self.home[inner])]
+        others = sorted(self.home[inner])
         plate = others[-1] if others else sorted(leaf)[0]
         states, copies = counts[inner]
         also = sorted(set(counts) - {inner})
@@ -202,8 +206,8 @@ class _Planner:
                 if also else f"Factor [site {o.sites[0]!r}] couples {inner!r} across all {copies} members",
                 f"{states}^{copies} joint states",
             ],
-            suggestion=f"move {self._site(also[0]) if also else o.sites[0]!r} inside the plate {plate!r}, or give it a continuous "
-            "distribution so that it is fitted instead of summed",
+            suggestion=f"move {self._site(also[0]) if also else o.sites[0]!r} inside the plate {plate!r}, or give it a "
+            "continuous distribution so that it is fitted instead of summed",
         )  # fmt: skip
 
     def _site(self, variable: str) -> str:

@@ -25,11 +25,22 @@ class Roles:
 def roles(graph: FactorGraph, layout: Layout) -> Roles:
     """The table of a graph: fixed and random effects in the order of the vector, then summed and observed sites."""
     rows = [(e.name, e.role, str(e.shape), " ".join(e.plates) or "-") for e in layout.entries]
-    seen = set()
+    seen = _first_steps(graph)
     for name, v in graph.variables.items():
         site = v.site or name
         if site not in seen:
             seen.add(site)
             rows.append((site, "summed out", f"{v.size} states", " ".join(v.frames) or "-"))
-    rows += [(n, "observed", f"{o.family} {o.shape}", " ".join(o.frames) or "-") for n, o in graph.observed.items()]
+    for name, o in graph.observed.items():
+        if name not in seen:
+            rows.append((name, "observed", f"{o.family} {o.shape}", " ".join(o.frames) or "-"))
     return Roles(tuple(rows))
+
+
+def _first_steps(graph: FactorGraph) -> set[str]:
+    """Sites of the steps before a time axis that its own sites stand for as well: ``z_0`` where there is ``z_{time}``."""
+    names = {*graph.variables, *graph.observed}
+    return {
+        name.replace(f"{{{c.axis}}}", str(k)) for c in graph.chains.values() for name in names for k in range(c.first)
+        if f"{{{c.axis}}}" in name
+    }  # fmt: skip

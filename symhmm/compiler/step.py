@@ -42,7 +42,13 @@ class Step:
         return f"Step({self.nodes} operations a step, {folded} once for each data set)"
 
 
-def trace(f: Callable[..., Tensor | Sequence[Tensor]], values: Sequence[Tensor], data: Sequence[Tensor], *, gradients: bool = False) -> Step:
+def trace(
+    f: Callable[..., Tensor | Sequence[Tensor]],
+    values: Sequence[Tensor],
+    data: Sequence[Tensor],
+    *,
+    gradients: bool = False,
+) -> Step:
     """Record ``f(*values, *data)`` as ATen operations and prune them.
 
     Args:
@@ -72,7 +78,8 @@ def trace(f: Callable[..., Tensor | Sequence[Tensor]], values: Sequence[Tensor],
                 n.replace_all_uses_with(n.args[0])
                 module.graph.erase_node(n)
     module.graph.eliminate_dead_code()
-    module = CSEPass(banned_ops=get_CSE_banned_ops())(module).graph_module
+    shared = CSEPass(banned_ops=get_CSE_banned_ops())(module)
+    module = shared.graph_module if shared is not None else module
     module.graph.eliminate_dead_code()
     return _split(module, len(values), single)
 
@@ -94,12 +101,14 @@ def _split(module: fx.GraphModule, n_values: int, single: bool) -> Step:
     fixed = [n for n in nodes if n not in varying]
     border = [n for n in fixed if any(u in varying for u in n.users)]
 
-    prologue, env = fx.Graph(), {}
+    env: dict[fx.Node, fx.Node] = {}
+    prologue = fx.Graph()
     for n in fixed:
         env[n] = prologue.node_copy(n, env.__getitem__)
     prologue.output(tuple(env[n] for n in border))
 
-    body, env = fx.Graph(), {}
+    env = {}
+    body = fx.Graph()
     for n in placeholders[:n_values]:
         env[n] = body.node_copy(n)
     for i, n in enumerate(border):

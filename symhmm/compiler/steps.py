@@ -104,7 +104,9 @@ class Plan:
         head = f"Plan: {len(self.steps)} steps, {self.flops:.3g} flops, largest intermediate {self.largest:.3g} elements, peak "
         rows = [("step", "eliminates", "over", "flops", "elements", "why")]
         for s in self.steps:
-            rows.append((_kind(s), eliminated(s), _shape(s.result.inputs), f"{s.flops:.3g}", f"{s.elements:.3g}", s.why))
+            rows.append(
+                (_kind(s), eliminated(s), _shape(s.result.inputs), f"{s.flops:.3g}", f"{s.elements:.3g}", s.why)
+            )
         widths = [max(len(r[c]) for r in rows) for c in range(len(rows[0]))]
         table = ["  " + "  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join([head + in_bytes(self.peak_bytes), *table])

@@ -52,7 +52,8 @@ def marginals(density: Density, values: Mapping[str, Tensor], names: Iterable[st
     probes = {n: _zeros(graph, n) for n in wanted}
     scale = {n: f.scale for f in graph.factors for n in f.inputs}
     factors = [
-        Factor(f"posterior of {n}", x, "factor", graph.variables[n].frames, scale.get(n, 1.0)) for n, x in probes.items()
+        Factor(f"posterior of {n}", x, "factor", graph.variables[n].frames, scale.get(n, 1.0))
+        for n, x in probes.items()
     ]
     probed = replace(graph, factors=(*graph.factors, *factors))
     with torch.enable_grad():
