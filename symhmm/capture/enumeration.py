@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from symhmm.capture.time_index import NotVectorisable
 from symhmm.capture.marks import Mark, set_mark
+from symhmm.capture.time_index import NotVectorisable
 from symhmm.capture.tracking import Position, Tracker
 from symhmm.errors import ProgramError
 
@@ -91,6 +91,8 @@ class Enumeration:
         if not found:
             return None
         if len(found) > 1:
+            if self.position.levels:
+                raise NotVectorisable(f"site {reader!r} reads states that share a dimension")
             stale = sorted(found - seen - {reader}) or sorted(found - {reader})
             raise ProgramError(
                 f"site {reader!r} reads discrete latent {stale[0]!r}, which is out of its sight.",
@@ -103,7 +105,9 @@ class Enumeration:
             if role in ("prev", "curr") and loop not in roles:
                 raise NotVectorisable(f"site {reader!r} reads discrete latent {site!r} after its loop")
             if role == "init" and roles.get(loop, "curr") == "curr":
-                raise NotVectorisable(f"site {reader!r} reads discrete latent {site!r} from further back or after its loop")
+                raise NotVectorisable(
+                    f"site {reader!r} reads discrete latent {site!r} from further back or after its loop"
+                )
         return site
 
 

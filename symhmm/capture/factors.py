@@ -79,6 +79,11 @@ def _variable(record: Record, write: _Writer) -> Variable:
     return Variable(record.support.shape[0], write.frames(record), site, record.support)
 
 
+def _support_shape(record: Record) -> tuple[int, ...]:
+    assert record.support is not None
+    return tuple(record.support.shape)
+
+
 def _chain(loop: Loop, kept: list[Record], write: _Writer) -> Chain:
     """The chain of a vectorised loop: its discrete latents matched with themselves at earlier steps, by position."""
 
@@ -92,7 +97,7 @@ def _chain(loop: Loop, kept: list[Record], write: _Writer) -> Chain:
     before = [states("prev", lag) for lag in lags]
     initial = [states("init", loop.lead - lag) for lag in lags]
     for row in (*before, *initial):
-        if [r.support.shape for r in row] != [r.support.shape for r in current]:
+        if list(map(_support_shape, row)) != list(map(_support_shape, current)):
             raise NotVectorisable("the discrete latents of the loop differ between its steps")
     names = write.result.names
     variables = tuple(

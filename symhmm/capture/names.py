@@ -65,6 +65,10 @@ class Names:
 
         return _PIECE.sub(replace, name)
 
+    def readable(self, text: str) -> str:
+        """A message in which every site name is written as a template."""
+        return self.template(text, {token.loop: "time" for token in self.tokens.values()})
+
     def template(self, name: str, axes: Mapping[str, str]) -> str:
         """``name`` with the tokens of each loop in ``axes`` written as templates of that axis."""
 

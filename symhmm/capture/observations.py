@@ -61,11 +61,14 @@ def check_values(name: str, fn: Any, value: Tensor, mask: Tensor | bool | None, 
     bad = _counted(missing, mask, fn.event_dim, levels) if missing is not None and bool(missing.any()) else 0
     if bad:
         raise DataError(
-            f"the observations of site {_readable(name)} contain {bad} NaN that {'is' if bad == 1 else 'are'} not masked.",
+            f"the observations of site {name!r} contain {bad} unmasked NaN.",
             suggestion="pyro.poutine.mask(mask=~value.isnan()) around the site, or drop these rows",
         )
-    # Supports that are made of others may index by mask, which has no batching rule: they are checked step by step only.
-    if levels and type(fn.support).__module__ not in ("torch.distributions.constraints", "pyro.distributions.constraints"):
+    # Supports made of others may index by mask, which has no batching rule: they are checked in concrete steps only.
+    if levels and type(fn.support).__module__ not in (
+        "torch.distributions.constraints",
+        "pyro.distributions.constraints",
+    ):
         return
     # Such supports also expect values of the full shape.
     batch = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
@@ -81,14 +84,10 @@ def check_values(name: str, fn: Any, value: Tensor, mask: Tensor | bool | None, 
     bad = _counted(~inside, mask, 0, levels)
     if bad:
         raise DataError(
-            f"the observations of site {_readable(name)} contain {bad} value{'s' if bad > 1 else ''} outside the support.",
+            f"the observations of site {name!r} contain {bad} unmasked values outside the support.",
             details=[f"the support of {type(fn).__name__} is {fn.support}"],
             suggestion="mask them with pyro.poutine.mask, or choose a distribution that allows them",
         )
-
-
-def _readable(name: str) -> str:
-    return repr(name) if "⟦" not in name else f"{name.split('⟦')[0]!r}..."
 
 
 def _whole(x: Tensor, levels: Sequence[Level]) -> Tensor | None:

@@ -47,8 +47,8 @@ def capture(
     """The log-density of a Pyro program as a factor graph over its discrete latents.
 
     Time loops (`pyro.markov`) are run for all steps at once where that gives the program's own factors, else step by
-    step and stacked over time, else left unrolled; ``graph.loops`` says which, and why. Pyro's parameter store, handlers
-    and random state are left as they were.
+    step and stacked over time, else left unrolled; ``graph.loops`` says which, and why. Pyro's parameter store and
+    handlers and torch's random state are left as they were.
 
     Args:
         program: any Pyro program; `config_enumerate` is not needed.
@@ -91,7 +91,9 @@ def capture(
 class _Call:
     """The program with its arguments."""
 
-    def __init__(self, program: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: Inputs, check: bool) -> None:
+    def __init__(
+        self, program: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: Inputs, check: bool
+    ) -> None:
         self.program, self.args, self.kwargs, self.inputs, self.check = program, args, kwargs, inputs, check
 
     def __call__(self) -> None:
@@ -184,7 +186,10 @@ def _run(call: _Call, recipe: Recipe, schedule: Schedule | None = None) -> Resul
     try:
         with tracker, sites:
             call()
-    except (SymhmmError, NotVectorisable, DeeperPlates):
+    except DeeperPlates:
+        raise
+    except (SymhmmError, NotVectorisable) as error:
+        error.args = (position.names.readable(str(error)),)
         raise
     except Exception as error:
         _explain(error)

@@ -1,13 +1,14 @@
-"""The Pyro messenger that watches one run of the program: enumerates, gives values, and records a log-factor per site."""
+"""The Pyro messenger that watches a run: enumerates, gives values, and records a log-factor for every site."""
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from pyro.distributions import MaskedDistribution
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import _PYRO_PARAM_STORE, _PYRO_STACK
+from pyro.poutine.runtime import _PYRO_PARAM_STORE, _PYRO_STACK, Message
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
@@ -18,7 +19,7 @@ from symhmm.capture.records import Record, Result
 from symhmm.capture.time_index import NotVectorisable, innermost
 from symhmm.capture.tracking import Position, Tracker
 from symhmm.errors import ProgramError, ShapeError
-from symhmm.graph import Latent, Param, Plate
+from symhmm.graph import Latent, Param, Plate, Role
 
 
 class DeeperPlates(Exception):
@@ -79,7 +80,7 @@ class SiteMessenger(Messenger):
             self.tracker.instead[id(init)] = (init, value)
         if any(f.full_size not in (None, f.size) for f in msg["cond_indep_stack"]):
             value = value.view_as(value)
-            value._pyro_unconstrained_param = torch.empty(0)  # where a plate notes its subsample
+            value._pyro_unconstrained_param = torch.empty(0)  # type: ignore[attr-defined]  # a plate notes its subsample
         msg["value"], msg["done"] = value, True
 
     def _concrete(self, name: str) -> list[tuple[str, Tensor]]:
@@ -108,12 +109,15 @@ class SiteMessenger(Messenger):
             level = self.position.levels[-1]
             if any(n not in self.inputs.values for n in names):
                 for n, row in zip(names, level.unbatch(default()).unbind(), strict=True):
-                    self.inputs.get(n, lambda row=row: self.tracker.forget(row.clone()))
+                    self.inputs.get(n, partial(self._copy, row))
             for n in names:
                 record(n, self.inputs.values[n])
             return level.batch(torch.stack([self.inputs.values[n] for n in names]))
         finally:
             self.tracker.quiet = False
+
+    def _copy(self, row: Tensor) -> Tensor:
+        return self.tracker.forget(row.clone())
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         fn, name = msg["fn"], msg["name"]
@@ -165,7 +169,11 @@ class SiteMessenger(Messenger):
         batch = fn.batch_shape[max(0, len(fn.batch_shape) - self.nesting) :]
         part = [f for f in stack if f.full_size not in (None, f.size)]
         plates = {f.name: f.dim for f in reversed(stack)}
-        if any(isinstance(v, Tensor) and level.holds(v) for v in vars(fn.support).values() for level in self.position.levels):
+        if any(
+            isinstance(v, Tensor) and level.holds(v)
+            for v in vars(fn.support).values()
+            for level in self.position.levels
+        ):
             raise NotVectorisable(f"the support of continuous latent {name!r} depends on the loop variable")
 
         def default() -> Tensor:
@@ -208,10 +216,12 @@ class SiteMessenger(Messenger):
             return
         for handler in _PYRO_STACK:
             data = getattr(handler, "data", None)
-            names = self._step_names(msg["name"]) if isinstance(data, dict) or isinstance(handler, BlockMessenger) else []
+            names = (
+                self._step_names(msg["name"]) if isinstance(data, dict) or isinstance(handler, BlockMessenger) else []
+            )
             picked = [n for n in names if isinstance(data, dict) and n in data]
             if isinstance(handler, BlockMessenger):
-                picked = [n for n in names if handler.hide_fn({**msg, "name": n})]
+                picked = [n for n in names if handler.hide_fn(cast(Message, {**msg, "name": n}))]
             if picked:
                 raise NotVectorisable(f"a {type(handler).__name__} picks site {picked[0]!r} by name")
 
@@ -238,11 +248,14 @@ class SiteMessenger(Messenger):
         fn, name, value, mask = msg["fn"], msg["name"], msg["value"], msg["mask"]
         support = self.enumeration.supports.get(name)
         stack = [f for f in reversed(msg["cond_indep_stack"]) if f.vectorized]
+        role: Role
         self._note_plates(stack)
         if support is not None:
             tensor, role = _log_prob(fn, value), "discrete latent"
         else:
-            role = "continuous latent" if name in self.given else "factor" if type(fn).__name__ == "Unit" else "observed"
+            role = (
+                "continuous latent" if name in self.given else "factor" if type(fn).__name__ == "Unit" else "observed"
+            )
             while isinstance(fn, MaskedDistribution):
                 mask, fn = _both(mask, fn._mask), fn.base_dist
             if isinstance(mask, Tensor):

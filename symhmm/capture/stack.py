@@ -1,6 +1,5 @@
 """The middle tier: steps that were run one by one, stacked over time where their structures agree."""
 
-import os
 from dataclasses import replace
 from typing import Any
 
@@ -129,11 +128,17 @@ class _Stacking:
 
     def _token(self, texts: list[str], lag: int) -> str:
         """A name with a token for the part in which ``texts`` differ."""
-        prefix = os.path.commonprefix(texts).rstrip("0123456789")
+        prefix = _common(texts).rstrip("0123456789")
         rest = [text[len(prefix) :] for text in texts]
-        suffix = os.path.commonprefix([text[::-1] for text in rest])[::-1].lstrip("0123456789")
+        suffix = _common([text[::-1] for text in rest])[::-1].lstrip("0123456789")
         middles = tuple(text[: len(text) - len(suffix)] for text in rest)
         return prefix + self.names.text(self.loop.key, middles, -lag) + suffix
+
+
+def _common(texts: list[str]) -> str:
+    """The longest beginning that all ``texts`` share."""
+    first, last = min(texts), max(texts)
+    return first[: next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
 
 
 def _support(record: Record) -> tuple[int, ...] | None:
@@ -152,4 +157,3 @@ def _with_stacked(result: Result, joined: tuple[list[Record], int], rows: Rows, 
         plates[name] = result.plates[result.names.resolve(name, {loop.key: 0})]
     loops = {**result.loops, loop.key: replace(loop, vector=True, lead=lead, history=history)}
     return replace(result, records=kept, plates=plates, loops=loops)
-

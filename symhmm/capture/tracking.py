@@ -39,7 +39,7 @@ _EXPORTS = {
     torch.Tensor.allclose,
 }
 # Reading these makes no new tensor.
-_ATTRIBUTES = {torch.Tensor._base.__get__, torch.Tensor.grad.__get__}
+_ATTRIBUTES = {torch.Tensor._base.__get__, torch.Tensor.grad.__get__}  # type: ignore[union-attr]
 # These look at the shape of a tensor, not at what it holds.
 _SHAPE_ONLY = {
     "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like",

@@ -75,7 +75,8 @@ def _trusted(record: Record, reference: Result, long: dict[str, int]) -> bool:
 
 def _aligned(record: Record, index: dict[str, int], other: Record, result: Result) -> tuple[Tensor, Tensor]:
     """The two tensors with the same order of dimensions."""
-    mine, dims = record.tensor, []
+    mine = record.tensor
+    dims: list[str] = []
     for dim in record.dims:
         if dim in index:
             mine = mine.select(len(dims), index[dim])
@@ -107,5 +108,5 @@ def _compare(record: Record, pairs: list[tuple[Tensor, Tensor]], result: Result)
     for group in by_shape.values():
         mine, own = (torch.stack([pair[i] for pair in group]) for i in (0, 1))
         if not torch.allclose(mine, own, rtol=tolerance, atol=tolerance, equal_nan=True):
-            name = result.names.template(record.name, {axis: "time" for axis in record.axes})
+            name = result.names.template(record.name, dict.fromkeys(record.axes, "time"))
             raise NotVectorisable(f"the factor of site {name!r} differs from the program's own at some steps")
