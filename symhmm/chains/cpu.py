@@ -1,7 +1,8 @@
 """The chain operator on the CPU: from torch tensors to the numba kernels and back."""
 
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,126 +13,130 @@ from symhmm.chains.careful import careful_backward, careful_forward
 from symhmm.chains.joins import identity, join_backward, join_forward, read_terminal
 from symhmm.chains.lanes_backward import lanes_backward
 from symhmm.chains.lanes_forward import lanes_forward
-from symhmm.chains.layout import Layout, layout_of
+from symhmm.chains.layout import Layout, common_batch, layout_of
 from symhmm.chains.threads import cut, run, thread_count
 
 Array = NDArray[np.generic]
 
 
 @dataclass(frozen=True)
-class Terms:
-    """A tensor as the kernels read it.
+class Places:
+    """Where the kernels find the numbers of one tensor, counted from its first.
 
     Args:
-        flat: its memory.
-        rows: where each chain starts in it.
+        extent: numbers between its first and its last.
+        chains: where each chain starts, in row-major order of the broadcast batch.
+        lanes: where each lane starts; the last vector is filled up by repetition.
         time: distance from one step to the next, 0 if it is constant over time.
-        inner: the other strides.
+        inner: the strides of the states.
+        one_for_all: whether all lanes read the same numbers at the same time.
     """
 
-    flat: Array
-    rows: NDArray[np.int64]
+    extent: int
+    chains: NDArray[np.int64]
+    lanes: NDArray[np.int64]
     time: int
     inner: tuple[int, ...]
-
-    def lanes(self, layout: Layout, copies: int = 1) -> NDArray[np.int64]:
-        """Where each lane starts: block by block, ``copies`` times each; the last vector is filled up by repetition."""
-        if layout.blocks == 1 and layout.padded == layout.lanes and copies == 1:
-            return self.rows
-        starts = self.rows[:, None] + np.array(layout.starts()[:-1]) * self.time
-        rows = np.repeat(starts.reshape(-1), copies)
-        return np.pad(rows, (0, -len(rows) % layout.width), "edge")
-
-    def one_for_all(self, layout: Layout) -> bool:
-        """Whether all lanes read the same numbers at the same time."""
-        return bool((self.rows == self.rows[0]).all()) and (layout.blocks == 1 or self.time == 0)
+    one_for_all: bool
 
 
-def _terms(x: Tensor, batch: tuple[int, ...], event: int) -> Terms:
-    """The memory of ``x`` (*batch, [time,] ..) with the chains of the broadcast ``batch`` in row-major order."""
-    lead = x.dim() - event
-    size, stride = x.shape, x.stride()
-    rows = np.zeros((), dtype=np.int64)
-    for d, n in enumerate(batch):
-        rows = rows[..., None] + np.arange(n, dtype=np.int64) * (stride[d] if size[d] > 1 else 0)
-    extent = 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) if x.numel() else 0
-    flat = x.detach().as_strided((extent,), (1,), x.storage_offset()).numpy()
-    if event == 1:
-        return Terms(flat, rows.reshape(-1), 0, stride[lead:])
-    return Terms(flat, rows.reshape(-1), stride[lead] if size[lead] > 1 else 0, stride[lead + 1 :])
+@lru_cache(maxsize=64)
+def _places(size: torch.Size, stride: tuple[int, ...], timed: bool, layout: Layout, copies: int) -> Places:
+    lead = len(layout.batch)
+    chains = np.zeros((), dtype=np.int64)
+    for d, n in enumerate(layout.batch):
+        chains = chains[..., None] + np.arange(n, dtype=np.int64) * (stride[d] if size[d] > 1 else 0)
+    chains = chains.reshape(-1)
+    time = stride[lead] if timed and size[lead] > 1 else 0
+    starts = chains[:, None] + np.array(layout.starts[:-1]) * time
+    extent = 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) if 0 not in size else 0
+    one_for_all = bool((chains == chains[0]).all()) and (layout.blocks == 1 or time == 0)
+    lanes = _filled_up(np.repeat(starts.reshape(-1), copies), layout)
+    return Places(extent, chains, lanes, time, stride[lead + timed :], one_for_all)
+
+
+@lru_cache(maxsize=64)
+def _idle(layout: Layout, copies: int) -> NDArray[np.bool_]:
+    """The lanes whose blocks have one step less than the longest."""
+    short = np.diff(layout.starts) < layout.steps
+    return _filled_up(np.repeat(np.tile(short, layout.chains), copies), layout)
+
+
+def _filled_up(lanes: NDArray[Any], layout: Layout) -> NDArray[Any]:
+    return np.pad(lanes, (0, -len(lanes) % layout.width), "edge")
+
+
+def _terms(x: Tensor, event: int, layout: Layout, copies: int = 1) -> tuple[Array, Places]:
+    """The memory of a tensor (*batch, [time,] ..) with ``event`` dimensions after the batch, and places in it."""
+    places = _places(x.shape, x.stride(), event > 1, layout, copies)
+    return _memory(x, places.extent), places
 
 
 def _memory(x: Tensor, count: int) -> Array:
     """The first ``count`` numbers from where ``x`` starts."""
-    return x.as_strided((count,), (1,), x.storage_offset()).numpy()
+    return x.detach().as_strided((count,), (1,), x.storage_offset()).numpy()
 
 
-def _shape(
-    transition: Tensor, emission: Tensor, terminal: Tensor, length: int
-) -> tuple[tuple[int, ...], int, int, Layout]:
-    batch = tuple(torch.broadcast_shapes(transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1]))
-    states, size = transition.shape[-2:]
-    return batch, size, states // size, layout_of(batch, length, states, transition.dtype)
-
-
-def _seconds(layout: Layout, groups: int, size: int, time_varying: bool) -> float:
+def _seconds(layout: Layout, groups: int, size: int, transition: Places) -> float:
     """Rough time of one recursion over some groups of lanes."""
     moves = layout.states * size
-    return groups * layout.steps * (10 * size + (30 if time_varying else 1) * moves + 40) * 0.4e-9
+    return groups * layout.steps * (10 * size + (30 if transition.time else 1) * moves + 40) * 0.4e-9
 
 
 def forward(
     transition: Tensor, emission: Tensor, terminal: Tensor, length: int, history: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Message (*batch, S), and for the gradient: messages (*batch, blocks, steps + 1, S), scales and links."""
-    batch, size, rest, layout = _shape(transition, emission, terminal, length)
-    states, padded = layout.states, layout.padded
+    """Message (*batch, S), and for the gradient: `Layout.messages`, `Layout.scales` and `Layout.links`."""
+    states, size = transition.shape[-2:]
+    rest = states // size
+    batch = common_batch(transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1])
+    layout = layout_of(batch, length, states, transition.dtype)
+    padded = layout.padded
     messages, scales, links = layout.messages(transition), layout.scales(transition), layout.links(transition)
     message = transition.new_empty([*batch, states])
     if layout.chains == 0:
         return message, messages, scales, links
-    f, e, z = _terms(transition, batch, 3), _terms(emission, batch, 2), _terms(terminal, batch, 1)
-    starts = np.array(layout.starts())
-    short = np.diff(starts) < layout.steps
-    stored = _memory(messages, (layout.steps + 1) * states * padded)
-    scale = _memory(scales, layout.steps * padded)
+    stored, scale = _memory(messages, (layout.steps + 1) * states * padded), _memory(scales, layout.steps * padded)
 
     def recursion(ending: Array, copies: int, keep: bool) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
-        lanes = ending.size // states
-        groups = lanes // layout.width
-        idle = np.resize(np.repeat(np.tile(short, layout.chains), copies), lanes)
+        (transitions, f), (emissions, e) = _terms(transition, 3, layout, copies), _terms(emission, 2, layout, copies)
+        lanes = f.lanes.size
         result, flags = np.empty(states * lanes), np.zeros(lanes, np.uint8)
-        threads = thread_count(_seconds(layout, groups, size, f.time > 0), groups)
+        groups = lanes // layout.width
         run([
             partial(
-                lanes_forward, first, last, size, rest, layout.steps, lanes, idle,
-                f.flat, f.lanes(layout, copies), f.time, *f.inner, f.one_for_all(layout),
-                e.flat, e.lanes(layout, copies), e.time, *e.inner,
+                lanes_forward, first, last, size, rest, layout.steps, lanes, _idle(layout, copies),
+                transitions, f.lanes, f.time, *f.inner, f.one_for_all, emissions, e.lanes, e.time, *e.inner,
                 ending, keep, stored, scale, result, flags,
             )
-            for first, last in cut(groups, threads)
+            for first, last in cut(groups, thread_count(_seconds(layout, groups, size, f), groups))
         ])  # fmt: skip
-        return result.reshape(states, lanes), flags
+        return result, flags
 
+    terminals, z = _terms(terminal, 1, layout)
     ending = np.zeros(states * padded)
-    read_terminal(ending, padded, layout.blocks, states, z.flat, z.rows, *z.inner)
+    read_terminal(ending, padded, layout.blocks, states, terminals, z.chains, *z.inner)
     joined = np.zeros(padded, np.uint8)
     if layout.blocks > 1:
-        lanes = -(-layout.lanes * states // layout.width) * layout.width
+        lanes = _idle(layout, states).size
         units = np.empty(states * lanes)
         identity(units, lanes, states)
         products, flags = recursion(units, states, keep=False)
         join_forward(
-            layout.chains, layout.blocks, states, products.reshape(-1), lanes, flags,
+            layout.chains, layout.blocks, states, products, lanes, flags,
             ending, padded, links.view(-1).numpy(), joined,
         )  # fmt: skip
     result, flags = recursion(ending, 1, keep=True)
-    message.copy_(torch.from_numpy(result[:, : layout.lanes : layout.blocks].T.reshape(*batch, states)))
-    lost = (flags | joined)[: layout.lanes].reshape(-1, layout.blocks).any(-1)
-    if lost.any():
+    flags |= joined
+    starts = result.reshape(states, padded)[:, : layout.lanes : layout.blocks].T
+    message.copy_(torch.from_numpy(starts).view(message.shape))
+    if flags[: layout.lanes].any():
+        (transitions, f), (emissions, e) = _terms(transition, 3, layout), _terms(emission, 2, layout)
+        lost = np.flatnonzero(flags[: layout.lanes].reshape(-1, layout.blocks).any(-1))
         careful_forward(
-            np.flatnonzero(lost), size, rest, starts, f.flat, f.rows, f.time, *f.inner, e.flat, e.rows, e.time, *e.inner,
-            z.flat, z.rows, *z.inner, stored, scale, padded, message.view(-1).numpy(),
+            lost, size, rest, np.array(layout.starts),
+            transitions, f.chains, f.time, *f.inner, emissions, e.chains, e.time, *e.inner,
+            terminals, z.chains, *z.inner, stored, scale, padded, message.view(-1).numpy(),
         )  # fmt: skip
     return message, messages, scales, links
 
@@ -148,21 +153,19 @@ def backward(
     history: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``(weight * message).sum()`` in the shapes of transition, emission and terminal."""
-    batch, size, rest, layout = _shape(transition, emission, terminal, length)
-    # Under vmap the batch may be larger here than when the chains were cut.
-    layout = replace(layout, blocks=messages.shape[-3])
-    states, padded = layout.states, layout.padded
+    states, size = transition.shape[-2:]
+    rest = states // size
+    batch = common_batch(transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1])
+    # The chains stay cut as they were: under vmap the batch may be larger here than it was in the forward pass.
+    layout = replace(layout_of(batch, length, states, transition.dtype), blocks=messages.shape[-3])
+    padded = layout.padded
     if layout.chains == 0:
         return torch.zeros_like(transition), torch.zeros_like(emission), torch.zeros_like(terminal)
-    if not layout.fits(messages):
-        messages = layout.messages(transition).copy_(messages)
-        scales = layout.scales(transition).copy_(scales)
-    f, e = _terms(transition, batch, 3), _terms(emission, batch, 2)
-    stored = _memory(messages, (layout.steps + 1) * states * padded)
-    scale = _memory(scales, layout.steps * padded)
+    if not layout.fits(messages, scales):
+        messages, scales = layout.messages(transition).copy_(messages), layout.scales(transition).copy_(scales)
+    (transitions, f), (emissions, e) = _terms(transition, 3, layout), _terms(emission, 2, layout)
+    stored, scale = _memory(messages, (layout.steps + 1) * states * padded), _memory(scales, layout.steps * padded)
     weights = weight.expand(*batch, states).reshape(-1).numpy()
-    starts = np.array(layout.starts())
-    idle = np.resize(np.tile(np.diff(starts) < layout.steps, layout.chains), padded)
     fast = scale[: layout.lanes : layout.blocks] > 0
     starting, finishing = np.empty(states * padded, stored.dtype), np.empty(states * padded, stored.dtype)
     join_backward(
@@ -170,31 +173,31 @@ def backward(
         links.expand(*batch, *links.shape[-3:]).reshape(-1).numpy(), stored, padded, starting,
     )  # fmt: skip
     groups = padded // layout.width
-    parts = cut(groups, thread_count(2 * _seconds(layout, groups, size, f.time > 0), groups))
-    g_transition = _Accumulator(transition, batch, 3, layout, len(parts), written=False)
-    g_emission = _Accumulator(emission, batch, 2, layout, len(parts), written=True)
-    gf, ge = g_transition.terms, g_emission.terms
-    gf_rows, ge_rows = gf[0].lanes(layout), ge[0].lanes(layout)
+    parts = cut(groups, thread_count(2 * _seconds(layout, groups, size, f), groups))
+    g_transition = _Accumulator(transition, 3, layout, len(parts), written=False)
+    g_emission = _Accumulator(emission, 2, layout, len(parts), written=True)
+    gf, ge = g_transition.places, g_emission.places
     run([
         partial(
-            lanes_backward, first, last, size, rest, layout.steps, padded, layout.lanes, idle,
-            f.flat, f.lanes(layout), f.time, *f.inner, f.one_for_all(layout),
-            e.flat, e.lanes(layout), e.time, *e.inner,
+            lanes_backward, first, last, size, rest, layout.steps, padded, layout.lanes, _idle(layout, 1),
+            transitions, f.lanes, f.time, *f.inner, f.one_for_all, emissions, e.lanes, e.time, *e.inner,
             starting, stored, scale,
-            gf[k % len(gf)].flat, gf_rows, gf[0].time,
-            ge[k % len(ge)].flat, ge_rows, ge[0].time, g_emission.shared,
+            g_transition.memory(k), gf.lanes, gf.time, g_emission.memory(k), ge.lanes, ge.time, g_emission.shared,
             finishing,
         )
         for k, (first, last) in enumerate(parts)
     ])  # fmt: skip
-    occupancy = finishing.reshape(states, padded)[:, layout.blocks - 1 : layout.lanes : layout.blocks].T
-    g_terminal = torch.from_numpy(occupancy.reshape(*batch, states)).sum_to_size(terminal.shape).contiguous()
+    ends = finishing.reshape(states, padded)[:, layout.blocks - 1 : layout.lanes : layout.blocks].T
+    occupancy = torch.from_numpy(ends).reshape(*batch, states)
+    g_terminal = (
+        occupancy if occupancy.shape == terminal.shape else occupancy.sum_to_size(terminal.shape)
+    ).contiguous()
     if not fast.all():
-        gz = _terms(g_terminal, batch, 1)
+        terminals, gz = _terms(g_terminal, 1, layout)
         careful_backward(
-            np.flatnonzero(~fast), size, rest, starts, weights,
-            f.flat, f.rows, f.time, *f.inner, e.flat, e.rows, e.time, *e.inner, stored, padded,
-            gf[0].flat, gf[0].rows, gf[0].time, ge[0].flat, ge[0].rows, ge[0].time, gz.flat, gz.rows,
+            np.flatnonzero(~fast), size, rest, np.array(layout.starts), weights,
+            transitions, f.chains, f.time, *f.inner, emissions, e.chains, e.time, *e.inner, stored, padded,
+            g_transition.memory(0), gf.chains, gf.time, g_emission.memory(0), ge.chains, ge.time, terminals, gz.chains,
         )  # fmt: skip
     return g_transition.total(), g_emission.total(), g_terminal
 
@@ -202,16 +205,18 @@ def backward(
 class _Accumulator:
     """The gradient of one input: one tensor, or one per thread where threads would add to the same numbers."""
 
-    def __init__(
-        self, x: Tensor, batch: tuple[int, ...], event: int, layout: Layout, threads: int, *, written: bool
-    ) -> None:
+    def __init__(self, x: Tensor, event: int, layout: Layout, threads: int, *, written: bool) -> None:
         chains = x.shape[: x.dim() - event].numel()
         constant = x.shape[-event] == 1 and layout.length > 1
         self.shared = chains < layout.chains or constant
         crossed = chains < layout.chains or (constant and layout.blocks > 1)
         make = torch.zeros if self.shared or not written else torch.empty
         self.parts = [make(x.shape, dtype=x.dtype) for _ in range(threads if crossed else 1)]
-        self.terms = [_terms(part, batch, event) for part in self.parts]
+        self.places = _places(x.shape, self.parts[0].stride(), True, layout, 1)
+
+    def memory(self, thread: int) -> Array:
+        """What a thread adds to."""
+        return self.parts[thread % len(self.parts)].view(-1).numpy()
 
     def total(self) -> Tensor:
         """Sum over the threads."""

@@ -89,78 +89,90 @@ def read_emission(tile, base, first, last, size, emission, e_row, e_time, e_to, 
 
 @njit(nogil=True, cache=True)
 def towards_start(out, matrix, shared, arrival, size, rest, width):
-    """out[i, r] = sum_j matrix[i, r, j] arrival[r, j], four i at a time, which share what they load."""
+    """out[i, r] = sum_j matrix[i, r, j] arrival[r, j]."""
     one = 1 if shared else width
     row = rest * size * one
     for r in range(rest):
-        i = 0
-        while i + 4 <= size:
-            k = (i * rest + r) * size * one
-            v = r * size * width
-            a = b = c = d = fill(arrival, 0.0)
-            if shared:
-                for j in range(size):
-                    x = load(arrival, v + j * width)
-                    a, b = fma(splat(matrix, k + j), x, a), fma(splat(matrix, k + row + j), x, b)
-                    c, d = fma(splat(matrix, k + 2 * row + j), x, c), fma(splat(matrix, k + 3 * row + j), x, d)
-            else:
-                for j in range(0, size * width, width):
-                    x = load(arrival, v + j)
-                    a, b = fma(load(matrix, k + j), x, a), fma(load(matrix, k + row + j), x, b)
-                    c, d = fma(load(matrix, k + 2 * row + j), x, c), fma(load(matrix, k + 3 * row + j), x, d)
-            o, gap = (i * rest + r) * width, rest * width
-            store(out, o, a)
-            store(out, o + gap, b)
-            store(out, o + 2 * gap, c)
-            store(out, o + 3 * gap, d)
-            i += 4
+        v, i = r * size * width, 0
+        while i + 8 <= size:
+            _eight(
+                out,
+                (i * rest + r) * width,
+                rest * width,
+                matrix,
+                (i * rest + r) * size * one,
+                row,
+                one,
+                one,
+                arrival,
+                v,
+                width,
+                size,
+                width,
+            )
+            i += 8
         while i < size:
-            k, v = (i * rest + r) * size * one, r * size * width
-            a = fill(arrival, 0.0)
-            if shared:
-                for j in range(size):
-                    a = fma(splat(matrix, k + j), load(arrival, v + j * width), a)
-            else:
-                for j in range(0, size * width, width):
-                    a = fma(load(matrix, k + j), load(arrival, v + j), a)
+            k, a = (i * rest + r) * size * one, fill(arrival, 0.0)
+            for j in range(size):
+                w = splat(matrix, k + j) if shared else load(matrix, k + j * width)
+                a = fma(w, load(arrival, v + j * width), a)
             store(out, (i * rest + r) * width, a)
             i += 1
 
 
 @njit(nogil=True, cache=True)
 def towards_end(out, matrix, shared, departure, size, rest, width):
-    """out[r, j] = sum_i departure[i, r] matrix[i, r, j], four j at a time."""
+    """out[r, j] = sum_i departure[i, r] matrix[i, r, j]."""
     one = 1 if shared else width
     row = rest * size * one
     for r in range(rest):
         j = 0
-        while j + 4 <= size:
-            k = (r * size + j) * one
-            a = b = c = d = fill(departure, 0.0)
-            for i in range(size):
-                x = load(departure, (i * rest + r) * width)
-                if shared:
-                    a, b = fma(splat(matrix, k), x, a), fma(splat(matrix, k + 1), x, b)
-                    c, d = fma(splat(matrix, k + 2), x, c), fma(splat(matrix, k + 3), x, d)
-                else:
-                    a, b = fma(load(matrix, k), x, a), fma(load(matrix, k + width), x, b)
-                    c, d = fma(load(matrix, k + 2 * width), x, c), fma(load(matrix, k + 3 * width), x, d)
-                k += row
-            o = (r * size + j) * width
-            store(out, o, a)
-            store(out, o + width, b)
-            store(out, o + 2 * width, c)
-            store(out, o + 3 * width, d)
-            j += 4
+        while j + 8 <= size:
+            _eight(
+                out,
+                (r * size + j) * width,
+                width,
+                matrix,
+                (r * size + j) * one,
+                one,
+                row,
+                one,
+                departure,
+                r * width,
+                rest * width,
+                size,
+                width,
+            )
+            j += 8
         while j < size:
-            k = (r * size + j) * one
-            a = fill(departure, 0.0)
+            k, a = (r * size + j) * one, fill(departure, 0.0)
             for i in range(size):
-                x = load(departure, (i * rest + r) * width)
-                if shared:
-                    a = fma(splat(matrix, k), x, a)
-                else:
-                    a = fma(load(matrix, k), x, a)
-                k += row
+                w = splat(matrix, k + i * row) if shared else load(matrix, k + i * row)
+                a = fma(w, load(departure, (i * rest + r) * width), a)
             store(out, (r * size + j) * width, a)
             j += 1
+
+
+@njit(nogil=True, cache=True)
+def _eight(out, o, o_gap, matrix, k, k_row, k_next, one, vector, v, v_next, count, width):
+    """Eight sums of products that share the vector: so many independent chains of additions hide their latency."""
+    a = b = c = d = e = f = g = h = fill(vector, 0.0)
+    k4 = k + 4 * k_row
+    if one == 1:
+        for _ in range(count):
+            x = load(vector, v)
+            a, b = fma(splat(matrix, k), x, a), fma(splat(matrix, k + k_row), x, b)
+            c, d = fma(splat(matrix, k + 2 * k_row), x, c), fma(splat(matrix, k + 3 * k_row), x, d)
+            e, f = fma(splat(matrix, k4), x, e), fma(splat(matrix, k4 + k_row), x, f)
+            g, h = fma(splat(matrix, k4 + 2 * k_row), x, g), fma(splat(matrix, k4 + 3 * k_row), x, h)
+            k, k4, v = k + k_next, k4 + k_next, v + v_next
+    else:
+        for _ in range(count):
+            x = load(vector, v)
+            a, b = fma(load(matrix, k), x, a), fma(load(matrix, k + k_row), x, b)
+            c, d = fma(load(matrix, k + 2 * k_row), x, c), fma(load(matrix, k + 3 * k_row), x, d)
+            e, f = fma(load(matrix, k4), x, e), fma(load(matrix, k4 + k_row), x, f)
+            g, h = fma(load(matrix, k4 + 2 * k_row), x, g), fma(load(matrix, k4 + 3 * k_row), x, h)
+            k, k4, v = k + k_next, k4 + k_next, v + v_next
+    for n, total in enumerate((a, b, c, d, e, f, g, h)):
+        store(out, o + n * o_gap, total)

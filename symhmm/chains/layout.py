@@ -1,7 +1,7 @@
 """How the CPU kernels lay a batch of chains out in memory: vector lanes side by side, long chains cut into blocks."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from math import ceil, prod
 
 import torch
@@ -28,60 +28,70 @@ class Layout:
     width: int
     blocks: int
 
-    @property
+    @cached_property
     def chains(self) -> int:
         """Number of chains in the batch."""
         return prod(self.batch)
 
-    @property
+    @cached_property
     def lanes(self) -> int:
         """Lanes in use: chain by chain, block by block."""
         return self.chains * self.blocks
 
-    @property
+    @cached_property
     def padded(self) -> int:
         """Lanes with the last vector filled up."""
         return ceil(self.lanes / self.width) * self.width
 
-    @property
+    @cached_property
     def steps(self) -> int:
         """Steps of the longest block; the first blocks may have one less."""
         return ceil(self.length / self.blocks)
 
-    def starts(self) -> list[int]:
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
         """First step of each block, and the end; where blocks differ, the last ones are longer."""
         short, longer = divmod(self.length, self.blocks)
-        return [p * short + max(0, p - (self.blocks - longer)) for p in range(self.blocks + 1)]
-
-    def fits(self, messages: Tensor) -> bool:
-        """Whether saved messages still lie in memory as `messages` makes them, padding included."""
-        like = self.messages(torch.empty(0, dtype=messages.dtype, device="meta"))
-        end = messages.storage_offset() + (self.steps + 1) * self.states * self.padded
-        return (
-            messages.shape == like.shape
-            and messages.stride() == like.stride()
-            and messages.untyped_storage().nbytes() >= end * messages.itemsize
-        )
+        return tuple(p * short + max(0, p - (self.blocks - longer)) for p in range(self.blocks + 1))
 
     def messages(self, like: Tensor) -> Tensor:
         """Empty (*batch, blocks, steps + 1, S); in memory the lanes are innermost."""
-        return self._empty(like, self.steps + 1, self.states)
+        size, stride = self._strided[0]
+        return like.new_empty((self.steps + 1) * self.states * self.padded).as_strided(size, stride)
 
     def scales(self, like: Tensor) -> Tensor:
         """Empty (*batch, blocks, steps)."""
-        return self._empty(like, self.steps)
+        size, stride = self._strided[1]
+        return like.new_empty(self.steps * self.padded).as_strided(size, stride)
 
     def links(self, like: Tensor) -> Tensor:
         """Empty (*batch, blocks - 1, S, S): probability of the state after a block given the state before it."""
         return like.new_empty([*self.batch, self.blocks - 1, self.states, self.states], dtype=torch.float64)
 
-    def _empty(self, like: Tensor, *event: int) -> Tensor:
-        lead = len(event)
-        memory = like.new_empty([*event, self.padded])[..., : self.lanes].unflatten(-1, (*self.batch, self.blocks))
-        return memory.permute(*range(lead, memory.dim()), *range(lead))
+    def fits(self, messages: Tensor, scales: Tensor) -> bool:
+        """Whether saved tensors still lie in memory as they were made, padding included."""
+        pairs = zip((messages, scales), self._strided, ((self.steps + 1) * self.states, self.steps), strict=True)
+        return all(
+            x.shape == size
+            and x.stride() == stride
+            and x.untyped_storage().nbytes() >= (x.storage_offset() + rows * self.padded) * x.itemsize
+            for x, (size, stride), rows in pairs
+        )
+
+    @cached_property
+    def _strided(self) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
+        """Shape and strides of the messages and of the scales."""
+        lanes = (*self.batch, self.blocks)
+        inner = tuple(prod(lanes[d + 1 :]) for d in range(len(lanes)))
+        states, padded = self.states, self.padded
+        return (
+            ((*lanes, self.steps + 1, states), (*inner, states * padded, padded)),
+            ((*lanes, self.steps), (*inner, padded)),
+        )
 
 
-def layout_of(batch: Sequence[int], length: int, states: int, dtype: torch.dtype) -> Layout:
+@lru_cache(maxsize=256)
+def layout_of(batch: tuple[int, ...], length: int, states: int, dtype: torch.dtype) -> Layout:
     """Cut long chains into so many blocks that the lanes are full, where that is cheaper than leaving lanes empty.
 
     A block costs S more lanes in the forward pass, which carry the product of its matrices.
@@ -97,4 +107,9 @@ def layout_of(batch: Sequence[int], length: int, states: int, dtype: torch.dtype
         return ceil(length / blocks) * vectors + 0.2 * chains * blocks * states**2
 
     choices = [1] if chains == 0 else [p for p in (1, 2, 4, 8, 16, 32) if p == 1 or length >= 8 * p]
-    return Layout(tuple(batch), length, states, width, min(choices, key=cost))
+    return Layout(batch, length, states, width, min(choices, key=cost))
+
+
+def common_batch(*batches: torch.Size) -> tuple[int, ...]:
+    """Broadcast shape of batches that fit each other and have the same number of dimensions."""
+    return tuple(next((n for n in sizes if n != 1), 1) for sizes in zip(*batches, strict=True))

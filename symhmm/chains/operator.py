@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from symhmm.chains import reference
-from symhmm.chains.layout import layout_of
+from symhmm.chains.layout import common_batch, layout_of
 from symhmm.errors import ShapeError, SymhmmError
 from symhmm.semiring import LOG, Semiring
 
@@ -155,7 +155,7 @@ def _chain_backward(
 def _(
     transition: Tensor, emission: Tensor, terminal: Tensor, length: int, history: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    batch = torch.broadcast_shapes(transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1])
+    batch = common_batch(transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1])
     layout = layout_of(batch, length, transition.shape[-2], transition.dtype)
     message = transition.new_empty([*batch, layout.states])
     return message, layout.messages(transition), layout.scales(transition), layout.links(transition)
