@@ -255,6 +255,15 @@ def test_mask_of_wrong_shape() -> None:
         refused(program)
 
 
+def test_data_that_do_not_fit_their_plate() -> None:
+    def program():
+        with pyro.plate("data", 4):
+            pyro.sample("y", dist.Normal(0.0, 1.0), obs=torch.zeros(3))
+
+    with pytest.raises(ShapeError, match=r"'y' do not fit plate 'data'(.|\n)*seen size 3(.|\n)*wanted 4"):
+        refused(program)
+
+
 def test_infinite_support() -> None:
     with pytest.raises(ProgramError, match="'n' has infinitely many"):
         refused(lambda: pyro.sample("n", dist.Poisson(3.0)))

@@ -53,6 +53,18 @@ def check_mask(name: str, mask: Tensor, fn: Any, plates: Mapping[int, Any], nest
             )
 
 
+def check_shape(name: str, value: Tensor, event_dim: int, plates: Sequence[Any]) -> None:
+    """Raise `ShapeError` if an observed value does not fit the plates of its site."""
+    for plate in plates:
+        dim = plate.dim - event_dim
+        if plate.size > 0 and value.dim() >= -dim and value.shape[dim] not in (1, plate.size):
+            raise ShapeError(
+                f"the observations of site {name!r} do not fit plate {plate.name!r}.",
+                details=[f"seen size {value.shape[dim]} at dim {dim} of {tuple(value.shape)}, wanted {plate.size}"],
+                suggestion="one observation per member: y[..., index] in a subsampled plate, y.unsqueeze(-1) otherwise",
+            )
+
+
 def check_values(name: str, fn: Any, value: Tensor, mask: Tensor | bool | None, levels: Sequence[Level]) -> None:
     """Raise `DataError` if an observation that is not masked is NaN or outside the support."""
     if not value.numel():

@@ -14,7 +14,7 @@ from torch.distributions import constraints, transform_to
 
 from symhmm.capture.enumeration import Enumeration
 from symhmm.capture.inputs import Inputs, initial_latent, initial_param
-from symhmm.capture.observations import check_mask, check_values, masked_log_prob
+from symhmm.capture.observations import check_mask, check_shape, check_values, masked_log_prob
 from symhmm.capture.records import Record, Result
 from symhmm.capture.time_index import NotVectorisable, innermost
 from symhmm.capture.tracking import Position, Tracker
@@ -260,7 +260,10 @@ class SiteMessenger(Messenger):
                 mask, fn = _both(mask, fn._mask), fn.base_dist
             if isinstance(mask, Tensor):
                 check_mask(name, mask, fn, {f.dim: f for f in stack}, self.nesting)
-            if self.check_data and role == "observed" and mask is not False:
+            if role == "observed":
+                check_shape(name, value, fn.event_dim, stack)
+            helper = any(pass_ == "prev" for _, pass_, _ in self.position.steps)
+            if self.check_data and role == "observed" and mask is not False and not helper:
                 check_values(name, fn, value, mask, self.position.levels)
             tensor = masked_log_prob(fn, value, mask, replace=role == "observed")
         for x in (msg["mask"], value):
