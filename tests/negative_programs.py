@@ -5,57 +5,20 @@ the reason, and then equal to Pyro on its data and on data bound later; or refus
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
-from program_table import Program, binary, normal
+from negative_table import STEPS, Negative, adder, series
+from program_table import binary, normal
 from programs_chains import chain_params
 from pyro import poutine
 from pyro.ops.indexing import Vindex
 from torch import Tensor
 
-STEPS = 14
-
-
-@dataclass(frozen=True, repr=False)
-class Negative(Program):
-    """A row with what must happen.
-
-    Args:
-        outcome: ``equal`` (a lower tier with a warning, or exact in the vector tier without) or ``refused``.
-        reason: regular expression that the warning or the error must match, if there is one.
-        later: arguments of the same shapes, bound afterwards, on which a wrong capture would show.
-        warns: whether a warning must be given.
-        plain: whether Pyro is right only without `pyro.markov`, because the program reaches further back than it says.
-    """
-
-    outcome: str = "equal"
-    reason: str = ""
-    later: Callable[[], tuple[Any, ...]] | None = None
-    warns: bool = True
-    plain: bool = False
-
-
 NEGATIVE: list[Negative] = []
-
-
-def series(seed: int = 1):
-    return lambda: (normal(STEPS, seed=seed),)
-
-
-def negative(name: str, arguments=None, later=None, **expected: Any):
-    def add(model):
-        first = arguments or series()
-        second = later or arguments or series(9)
-        NEGATIVE.append(Negative(name, model, first, later=second, **expected))
-        return model
-
-    return add
+negative = adder(NEGATIVE)
 
 
 class Walk:
