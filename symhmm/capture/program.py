@@ -3,7 +3,7 @@
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 from symhmm.capture.factors import factor_graph
 from symhmm.capture.inputs import Inputs
 from symhmm.capture.loops import LoopRunner, Schedule
+from symhmm.capture.open import OpenSiteMessenger
 from symhmm.capture.records import Result
 from symhmm.capture.sites import DeeperPlates, SiteMessenger
 from symhmm.capture.stack import stack
@@ -43,6 +44,7 @@ def capture(
     recipe: Recipe | None = None,
     max_plate_nesting: int | None = None,
     verify: bool = True,
+    open: bool = False,
 ) -> FactorGraph:
     """The log-density of a Pyro program as a factor graph over its discrete latents.
 
@@ -60,6 +62,8 @@ def capture(
         recipe: repeat an earlier capture without deciding or verifying anything, as needed while tracing.
         max_plate_nesting: number of rightmost dimensions kept for plates; found out if None.
         verify: compare the vectorised loops with steps run one by one (all if a loop has at most 500 steps).
+        open: leave parameters and continuous latents to the Pyro handlers around this call, which see them as statements
+            of their own; the graph then holds all other factors. Needs ``recipe``.
 
     Raises:
         ProgramError: the program has no meaning as a probability model, or cannot be followed.
@@ -76,8 +80,10 @@ def capture(
     >>> [(f.name, f.inputs) for f in graph.factors][-2:]
     [('z_{time}', {'z_{time}': 2, 'z_{time-1}': 2}), ('y_{time}', {'time': 48, 'z_{time}': 2})]
     """
-    with _isolated(Inputs(values, subsamples)) as inputs:
-        call = _Call(program, _dense(tuple(args)), _dense(dict(kwargs or {})), inputs, Distribution._validate_args)
+    given, sites = Inputs(values, subsamples), OpenSiteMessenger if open else SiteMessenger
+    with _LOCK, _checks_restored(), nullcontext(given) if open else _isolated(given) as inputs:
+        arguments = _dense(tuple(args)), _dense(dict(kwargs or {}))
+        call = _Call(program, *arguments, inputs, Distribution._validate_args, sites)
         if recipe is not None:
             try:
                 return _finish(_run(call, recipe), recipe)
@@ -92,9 +98,16 @@ class _Call:
     """The program with its arguments."""
 
     def __init__(
-        self, program: Any, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: Inputs, check: bool
+        self,
+        program: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        inputs: Inputs,
+        check: bool,
+        sites: type[SiteMessenger],
     ) -> None:
         self.program, self.args, self.kwargs, self.inputs, self.check = program, args, kwargs, inputs, check
+        self.sites = sites
 
     def __call__(self) -> None:
         self.program(*self.args, **self.kwargs)
@@ -178,7 +191,7 @@ def _run(call: _Call, recipe: Recipe, schedule: Schedule | None = None) -> Resul
         position, recipe.tier == "vector", recipe.peel, schedule, lambda on: _set_validation(on and validate)
     )
     result = Result(position.names, runner.loops)
-    sites = SiteMessenger(position, tracker, call.inputs, result, recipe.max_plate_nesting, validate)
+    sites = call.sites(position, tracker, call.inputs, result, recipe.max_plate_nesting, validate)
     before = MarkovMessenger.__iter__
     MarkovMessenger.__iter__ = lambda markov: runner.iterate(markov)  # type: ignore[method-assign]
     call.inputs.restart()
@@ -242,18 +255,25 @@ def _dense(x: Any) -> Any:
 @contextmanager
 def _isolated(inputs: Inputs) -> Iterator[Inputs]:
     """No handler, plate, parameter or random draw gets in from outside, and none is left behind."""
-    with _LOCK:
-        store = _PYRO_PARAM_STORE
-        handlers, plates = list(_PYRO_STACK), _DIM_ALLOCATOR._stack
-        params = store._params, store._param_to_name, store._constraints
-        checks = Distribution._validate_args, pyro.poutine.util.is_validation_enabled()
-        _PYRO_STACK[:], _DIM_ALLOCATOR._stack = [], []
-        store.clear()
-        try:
-            yield inputs
-        finally:
-            _PYRO_STACK[:], _DIM_ALLOCATOR._stack = handlers, plates
-            store._params, store._param_to_name, store._constraints = params
-            Distribution.set_default_validate_args(checks[0])
-            pyro.poutine.enable_validation(checks[1])
-            inputs.finish()
+    store = _PYRO_PARAM_STORE
+    handlers, plates = list(_PYRO_STACK), _DIM_ALLOCATOR._stack
+    params = store._params, store._param_to_name, store._constraints
+    _PYRO_STACK[:], _DIM_ALLOCATOR._stack = [], []
+    store.clear()
+    try:
+        yield inputs
+    finally:
+        _PYRO_STACK[:], _DIM_ALLOCATOR._stack = handlers, plates
+        store._params, store._param_to_name, store._constraints = params
+        inputs.finish()
+
+
+@contextmanager
+def _checks_restored() -> Iterator[None]:
+    """Validation is switched on and off while the program runs."""
+    checks = Distribution._validate_args, pyro.poutine.util.is_validation_enabled()
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(checks[0])
+        pyro.poutine.enable_validation(checks[1])

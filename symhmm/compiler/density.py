@@ -113,7 +113,7 @@ class Density:
         """Log-density terms of each member of ``plate``, nats, shape (members,).
 
         Terms outside the plate (priors of population parameters) are left out; a subsampled plate gives the members of
-        the subsample, each times the plate's scale where it is not the outermost term of the sum.
+        the subsample, unscaled.
 
         Raises:
             GraphError: there is no such plate.
