@@ -31,8 +31,7 @@ class Walk:
 
     def step(self, t, rate=1.0, name=None) -> Tensor:
         name = t if name is None else name
-        probs = self.initial if self.z is None else self.transition[self.z]
-        self.z = pyro.sample(f"z_{name}", dist.Categorical(probs))
+        self.z = pyro.sample(f"z_{name}", dist.Categorical(self.initial if self.z is None else self.transition[self.z]))
         pyro.sample(f"y_{name}", dist.Normal(self.loc[self.z] * rate, 1.0), obs=self.y[t])
         return self.z
 
@@ -288,13 +287,10 @@ def lengths_arguments(*lengths: int, seed: int = 1):
     return lambda: (normal(3, STEPS, seed=seed), torch.tensor(lengths))
 
 
-@negative(
-    "a loop as long as the longest sequence",
-    lengths_arguments(6, 4, 5),
-    lengths_arguments(9, 12, 3, seed=2),
-    nesting=1,
-    warns=False,
-)
+short, longer = lengths_arguments(6, 4, 5), lengths_arguments(9, 12, 3, seed=2)
+
+
+@negative("a loop as long as the longest sequence", short, longer, nesting=1, warns=False)
 def longest(y, lengths):
     initial, transition, loc = chain_params()
     with pyro.plate("sequence", len(y), dim=-1):
