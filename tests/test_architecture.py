@@ -17,7 +17,7 @@ FLOORS: list[dict[str, str]] = [
     {"chains": "layout reference careful joins simd lane_steps lanes_forward lanes_backward threads cpu cuda operator"},
     {
         "capture": "names marks time_index tracking inputs loops records stack verify observations enumeration giving"
-        " sites factors program"
+        " sites open factors program"
     },
     {"compiler": "steps order plan lower arguments step layout roles density marginal"},
     {"tables": "results"},
