@@ -26,7 +26,7 @@ from symhmm.capture.stack import stack
 from symhmm.capture.time_index import NotVectorisable, innermost
 from symhmm.capture.tracking import Position, Tracker
 from symhmm.capture.verify import verify as verify_steps
-from symhmm.capture.verify import windows
+from symhmm.capture.verify import full_length, windows
 from symhmm.errors import ProgramError, ShapeError, SymhmmError, SymhmmWarning
 from symhmm.graph import FactorGraph, Recipe
 
@@ -61,7 +61,7 @@ def capture(
         subsamples: indices of the members used of a subsampled plate; drawn from torch's generator if missing.
         recipe: repeat an earlier capture without deciding or verifying anything, as needed while tracing.
         max_plate_nesting: number of rightmost dimensions kept for plates; found out if None.
-        verify: compare the vectorised loops with steps run one by one (all if a loop has at most 500 steps).
+        verify: compare the vectorised loops with steps run one by one (all of them in loops of up to 1000 sites).
         open: leave parameters and continuous latents to the Pyro handlers around this call, which see them as statements
             of their own; the graph then holds all other factors. Needs ``recipe``.
 
@@ -151,7 +151,7 @@ def _try(call: _Call, recipe: Recipe, verify: bool, reason: str) -> FactorGraph:
     if recipe.tier == "vector":
         if verify and result.vectorised():
             with torch.no_grad():
-                reference = _run(call, Recipe("unrolled", recipe.max_plate_nesting), windows())
+                reference = _run(call, Recipe("unrolled", recipe.max_plate_nesting), windows(full_length(result)))
             verify_steps(result, reference)
         kept = [loop for loop in result.loops.values() if loop.reason and loop.total > 2]
         if kept:

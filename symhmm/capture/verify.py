@@ -9,17 +9,26 @@ from torch import Tensor
 from symhmm.capture.records import Record, Result
 from symhmm.capture.time_index import NotVectorisable
 
-# Loops up to this long are checked at every step, longer ones at their beginning, middle and end.
-FULL_LENGTH = 500
+# Loops whose steps have up to this many sites in all are checked at every step, others at beginning, middle and end.
+FULL_SITES = 1000
 _EXTRA = 3
 _TOLERANCE = 1e-7
 
 
-def windows(extra: int = _EXTRA) -> Callable[[int, int], list[int]]:
-    """Schedule for checking long loops: the first steps, then a few that end in the middle and at the last step."""
+def full_length(result: Result) -> int:
+    """Longest loop that is checked at every step: `FULL_SITES` over the sites in a step of the busiest loop."""
+    sites: dict[str, int] = {}
+    for record in result.records.values():
+        for axis in record.axes if not record.helper else ():
+            sites[axis] = sites.get(axis, 0) + 1
+    return FULL_SITES // max(sites.values(), default=1)
+
+
+def windows(full: int, extra: int = _EXTRA) -> Callable[[int, int], list[int]]:
+    """Schedule for checking loops: all steps up to ``full``, else the first ones and windows in the middle and at the end."""
 
     def schedule(total: int, history: int) -> list[int]:
-        if total <= FULL_LENGTH:
+        if total <= full:
             return list(range(total))
         steps = list(range(max(2 * history, 1) + extra))
         for last in (total // 2, total - 1):
@@ -39,7 +48,8 @@ def verify(result: Result, reference: Result) -> None:
     Raises:
         NotVectorisable: a site is missing, or its factor differs.
     """
-    long = {loop.key: loop.total for loop in reference.loops.values() if loop.total > FULL_LENGTH}
+    full = full_length(result)
+    long = {loop.key: loop.total for loop in reference.loops.values() if loop.total > full}
     wanted = {name: r for name, r in reference.records.items() if _trusted(r, reference, long)}
     seen = set()
     for record in result.records.values():

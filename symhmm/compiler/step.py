@@ -71,16 +71,16 @@ def trace(
     if not _without_mutation(module):
         traced = module
         module = _record(torch.func.functionalize(lambda v, d: traced(v, d), remove="mutations"), values, data)
-    _refuse_randomness(module)
     if gradients:
         for n in list(module.graph.nodes):
             if n.target is torch.ops.aten.detach.default:
                 n.replace_all_uses_with(n.args[0])
                 module.graph.erase_node(n)
-    module.graph.eliminate_dead_code()
+    _remove_dead(module)
+    _refuse_randomness(module)
     shared = CSEPass(banned_ops=get_CSE_banned_ops())(module)
     module = shared.graph_module if shared is not None else module
-    module.graph.eliminate_dead_code()
+    _remove_dead(module)
     return _split(module, len(values), single)
 
 
@@ -168,6 +168,11 @@ def _aliases(n: fx.Node) -> bool:
     if not isinstance(n.target, torch._ops.OpOverload):
         return False
     return not n.target._schema.is_mutable and any(r.alias_info is not None for r in n.target._schema.returns)
+
+
+def _remove_dead(module: fx.GraphModule) -> None:
+    # Nothing writes in place any more, so only inputs and outputs are there for their effect; a draw nobody reads is not.
+    module.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
 
 
 def _refuse_randomness(module: fx.GraphModule) -> None:
