@@ -1,6 +1,6 @@
 """The chain operator on the CPU: from torch tensors to the numba kernels and back."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
@@ -16,7 +16,9 @@ from symhmm.chains.lanes_forward import lanes_forward
 from symhmm.chains.layout import Layout, common_batch, layout_of
 from symhmm.chains.threads import cut, run, thread_count
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
+# A number that tells a kernel in which precision to read the memory it is given.
+_LIKE = {torch.float32: np.float32(0), torch.float64: np.float64(0)}
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Places:
 @lru_cache(maxsize=64)
 def _places(size: torch.Size, stride: tuple[int, ...], timed: bool, layout: Layout, copies: int) -> Places:
     lead = len(layout.batch)
-    chains = np.zeros((), dtype=np.int64)
+    chains: NDArray[np.int64] = np.zeros((), dtype=np.int64)
     for d, n in enumerate(layout.batch):
         chains = chains[..., None] + np.arange(n, dtype=np.int64) * (stride[d] if size[d] > 1 else 0)
     chains = chains.reshape(-1)
@@ -77,10 +79,17 @@ def _memory(x: Tensor, count: int) -> Array:
     return x.detach().as_strided((count,), (1,), x.storage_offset()).numpy()
 
 
+def _saved(messages: Tensor, scales: Tensor, layout: Layout) -> tuple[Array, Array]:
+    """The memory of messages and scales, padding included."""
+    return _memory(messages, (layout.steps + 1) * layout.states * layout.padded), _memory(
+        scales, layout.steps * layout.padded
+    )
+
+
 def _seconds(layout: Layout, groups: int, size: int, transition: Places) -> float:
     """Rough time of one recursion over some groups of lanes."""
     moves = layout.states * size
-    return groups * layout.steps * (10 * size + (30 if transition.time else 1) * moves + 40) * 0.4e-9
+    return groups * layout.steps * (25 * size + (20 if transition.time else 0.6) * moves + 100) * 0.37e-9
 
 
 def forward(
@@ -96,18 +105,21 @@ def forward(
     message = transition.new_empty([*batch, states])
     if layout.chains == 0:
         return message, messages, scales, links
-    stored, scale = _memory(messages, (layout.steps + 1) * states * padded), _memory(scales, layout.steps * padded)
+    addresses = transition.data_ptr(), emission.data_ptr(), messages.data_ptr(), scales.data_ptr()
+    like = _LIKE[transition.dtype]
 
     def recursion(ending: Array, copies: int, keep: bool) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
-        (transitions, f), (emissions, e) = _terms(transition, 3, layout, copies), _terms(emission, 2, layout, copies)
+        f = _places(transition.shape, transition.stride(), True, layout, copies)
+        e = _places(emission.shape, emission.stride(), True, layout, copies)
         lanes = f.lanes.size
         result, flags = np.empty(states * lanes), np.zeros(lanes, np.uint8)
         groups = lanes // layout.width
         run([
             partial(
                 lanes_forward, first, last, size, rest, layout.steps, lanes, _idle(layout, copies),
-                transitions, f.lanes, f.time, *f.inner, f.one_for_all, emissions, e.lanes, e.time, *e.inner,
-                ending, keep, stored, scale, result, flags,
+                like, addresses[0], f.lanes, f.time, *f.inner, f.one_for_all,
+                addresses[1], e.lanes, e.time, *e.inner,
+                ending, keep, addresses[2], addresses[3], result, flags,
             )
             for first, last in cut(groups, thread_count(_seconds(layout, groups, size, f), groups))
         ])  # fmt: skip
@@ -136,7 +148,7 @@ def forward(
         careful_forward(
             lost, size, rest, np.array(layout.starts),
             transitions, f.chains, f.time, *f.inner, emissions, e.chains, e.time, *e.inner,
-            terminals, z.chains, *z.inner, stored, scale, padded, message.view(-1).numpy(),
+            terminals, z.chains, *z.inner, *_saved(messages, scales, layout), padded, message.view(-1).numpy(),
         )  # fmt: skip
     return message, messages, scales, links
 
@@ -157,14 +169,15 @@ def backward(
     rest = states // size
     batch = common_batch(transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1])
     # The chains stay cut as they were: under vmap the batch may be larger here than it was in the forward pass.
-    layout = replace(layout_of(batch, length, states, transition.dtype), blocks=messages.shape[-3])
+    layout = layout_of(batch, length, states, transition.dtype, blocks=messages.shape[-3])
     padded = layout.padded
     if layout.chains == 0:
         return torch.zeros_like(transition), torch.zeros_like(emission), torch.zeros_like(terminal)
     if not layout.fits(messages, scales):
         messages, scales = layout.messages(transition).copy_(messages), layout.scales(transition).copy_(scales)
-    (transitions, f), (emissions, e) = _terms(transition, 3, layout), _terms(emission, 2, layout)
-    stored, scale = _memory(messages, (layout.steps + 1) * states * padded), _memory(scales, layout.steps * padded)
+    f = _places(transition.shape, transition.stride(), True, layout, 1)
+    e = _places(emission.shape, emission.stride(), True, layout, 1)
+    stored, scale = _saved(messages, scales, layout)
     weights = weight.expand(*batch, states).reshape(-1).numpy()
     fast = scale[: layout.lanes : layout.blocks] > 0
     starting, finishing = np.empty(states * padded, stored.dtype), np.empty(states * padded, stored.dtype)
@@ -180,9 +193,10 @@ def backward(
     run([
         partial(
             lanes_backward, first, last, size, rest, layout.steps, padded, layout.lanes, _idle(layout, 1),
-            transitions, f.lanes, f.time, *f.inner, f.one_for_all, emissions, e.lanes, e.time, *e.inner,
-            starting, stored, scale,
-            g_transition.memory(k), gf.lanes, gf.time, g_emission.memory(k), ge.lanes, ge.time, g_emission.shared,
+            _LIKE[transition.dtype], transition.data_ptr(), f.lanes, f.time, *f.inner, f.one_for_all,
+            emission.data_ptr(), e.lanes, e.time, *e.inner, starting, messages.data_ptr(), scales.data_ptr(),
+            g_transition.part(k).data_ptr(), gf.lanes, gf.time,
+            g_emission.part(k).data_ptr(), ge.lanes, ge.time, g_emission.shared,
             finishing,
         )
         for k, (first, last) in enumerate(parts)
@@ -196,8 +210,10 @@ def backward(
         terminals, gz = _terms(g_terminal, 1, layout)
         careful_backward(
             np.flatnonzero(~fast), size, rest, np.array(layout.starts), weights,
-            transitions, f.chains, f.time, *f.inner, emissions, e.chains, e.time, *e.inner, stored, padded,
-            g_transition.memory(0), gf.chains, gf.time, g_emission.memory(0), ge.chains, ge.time, terminals, gz.chains,
+            _memory(transition, f.extent), f.chains, f.time, *f.inner,
+            _memory(emission, e.extent), e.chains, e.time, *e.inner, stored, padded,
+            _memory(g_transition.part(0), gf.extent), gf.chains, gf.time,
+            _memory(g_emission.part(0), ge.extent), ge.chains, ge.time, terminals, gz.chains,
         )  # fmt: skip
     return g_transition.total(), g_emission.total(), g_terminal
 
@@ -214,9 +230,9 @@ class _Accumulator:
         self.parts = [make(x.shape, dtype=x.dtype) for _ in range(threads if crossed else 1)]
         self.places = _places(x.shape, self.parts[0].stride(), True, layout, 1)
 
-    def memory(self, thread: int) -> Array:
+    def part(self, thread: int) -> Tensor:
         """What a thread adds to."""
-        return self.parts[thread % len(self.parts)].view(-1).numpy()
+        return self.parts[thread % len(self.parts)]
 
     def total(self) -> Tensor:
         """Sum over the threads."""

@@ -13,6 +13,7 @@ from symhmm.chains.simd import (
     lanes_to_rows,
     larger,
     load,
+    numbers_at,
     splat,
     store,
     total,
@@ -25,11 +26,11 @@ FLUSH = 32  # chunks after which expected counts move from the dtype of the data
 @njit(nogil=True, cache=True)
 def lanes_backward(
     first_group, last_group, size, rest, steps, lanes, used, idle,
-    transition, t_row, t_time, t_from, t_to, shared,
-    emission, e_row, e_time, e_to,
-    starting, messages, scales,
-    g_transition, gt_row, gt_time,
-    g_emission, ge_row, ge_time, ge_add,
+    like, transition_at, t_row, t_time, t_from, t_to, shared,
+    emission_at, e_row, e_time, e_to,
+    starting, messages_at, scales_at,
+    g_transition_at, gt_row, gt_time,
+    g_emission_at, ge_row, ge_time, ge_add,
     finishing,
 ):  # fmt: skip
     """Forward recursion of the occupancies over the steps of every lane in some groups of lanes.
@@ -38,6 +39,9 @@ def lanes_backward(
     receives the occupancies after the last step. Transition gradients are added, emission gradients are added or, where
     no two lanes share them, written.
     """
+    transition, emission = numbers_at(transition_at, like), numbers_at(emission_at, like)
+    messages, scales = numbers_at(messages_at, like), numbers_at(scales_at, like)
+    g_transition, g_emission = numbers_at(g_transition_at, like), numbers_at(g_emission_at, like)
     width = 64 // emission.itemsize
     states = size * rest
     dtype = emission.dtype
@@ -182,10 +186,10 @@ def _flush(sums, counts, width):
 @njit(nogil=True, cache=True)
 def _same(rows, base, width):
     """Whether all lanes of a group write to one place."""
+    same = True
     for lane in range(1, width):
-        if rows[base + lane] != rows[base]:
-            return False
-    return True
+        same &= rows[base + lane] == rows[base]
+    return same
 
 
 @njit(nogil=True, cache=True)

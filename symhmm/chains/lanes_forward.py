@@ -17,6 +17,7 @@ from symhmm.chains.simd import (
     finite_or_zero,
     larger,
     load,
+    numbers_at,
     reciprocal_power,
     smaller,
     store,
@@ -59,16 +60,20 @@ def _mark_lost(
 @njit(nogil=True, cache=True)
 def lanes_forward(
     first_group, last_group, size, rest, steps, lanes, idle,
-    transition, t_row, t_time, t_from, t_to, shared,
-    emission, e_row, e_time, e_to,
-    ending, keep, messages, scales, result, flags,
+    like, transition_at, t_row, t_time, t_from, t_to, shared,
+    emission_at, e_row, e_time, e_to,
+    ending, keep, messages_at, scales_at, result, flags,
 ):  # fmt: skip
     """Backward recursion over the steps of every lane in some groups of lanes.
+
+    Tensors come as addresses of numbers of the type of ``like``.
 
     ``ending`` and ``result`` are logarithms [S, lanes] in float64: the message at the end and at the start of each lane.
     ``idle`` marks lanes that have one step less; they skip the last. ``keep`` says whether to store the messages
     [steps + 1, S, lanes], largest between 1 and 2, and their scales [steps, lanes].
     """
+    transition, emission = numbers_at(transition_at, like), numbers_at(emission_at, like)
+    messages, scales = numbers_at(messages_at, like), numbers_at(scales_at, like)
     width = 64 // emission.itemsize
     states = size * rest
     dtype = emission.dtype

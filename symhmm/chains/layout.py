@@ -91,10 +91,12 @@ class Layout:
 
 
 @lru_cache(maxsize=256)
-def layout_of(batch: tuple[int, ...], length: int, states: int, dtype: torch.dtype) -> Layout:
+def layout_of(
+    batch: tuple[int, ...], length: int, states: int, dtype: torch.dtype, blocks: int | None = None
+) -> Layout:
     """Cut long chains into so many blocks that the lanes are full, where that is cheaper than leaving lanes empty.
 
-    A block costs S more lanes in the forward pass, which carry the product of its matrices.
+    A block costs S more lanes in the forward pass, which carry the product of its matrices. ``blocks`` overrules.
 
     >>> layout_of((1,), 200_000, 4, torch.float32).blocks, layout_of((40,), 1800, 3, torch.float32).blocks
     (32, 1)
@@ -103,11 +105,12 @@ def layout_of(batch: tuple[int, ...], length: int, states: int, dtype: torch.dty
     chains = prod(batch)
 
     def cost(blocks: int) -> float:
-        vectors = 2 * ceil(chains * blocks / width) + (ceil(chains * blocks * states / width) if blocks > 1 else 0)
-        return ceil(length / blocks) * vectors + 0.2 * chains * blocks * states**2
+        # Two recursions over the blocks and one over the columns of their products, on at least two cores.
+        lanes = [chains * blocks] * 2 + ([chains * blocks * states] if blocks > 1 else [])
+        return ceil(length / blocks) * sum(ceil(n / (2 * width)) for n in lanes) + 0.2 * chains * blocks * states**2
 
     choices = [1] if chains == 0 else [p for p in (1, 2, 4, 8, 16, 32) if p == 1 or length >= 8 * p]
-    return Layout(batch, length, states, width, min(choices, key=cost))
+    return Layout(batch, length, states, width, blocks or min(choices, key=cost))
 
 
 def common_batch(*batches: torch.Size) -> tuple[int, ...]:

@@ -115,8 +115,8 @@ def _every(x: Tensor, start: int, count: int, stride: int, dim: int) -> Tensor:
     """Steps start, start + stride, ... (``count`` of them) of a tensor that may be constant over time."""
     if x.shape[dim] == 1:
         return x
-    index = [slice(None)] * (-dim - 1)
-    return x[(..., slice(start, start + (count - 1) * stride + 1, stride), *index)]
+    steps = torch.arange(start, start + (count - 1) * stride + 1, stride, device=x.device)
+    return x.index_select(dim, steps)
 
 
 def _matmul(a: Tensor, b: Tensor, semiring: Semiring) -> Tensor:

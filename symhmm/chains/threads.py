@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import torch
 
@@ -37,4 +38,4 @@ def cut(count: int, parts: int) -> list[tuple[int, int]]:
     [(0, 4), (4, 7)]
     """
     edges = [-(-count * p // parts) for p in range(parts + 1)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
+    return list(pairwise(edges))
