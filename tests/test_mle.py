@@ -72,6 +72,17 @@ def test_fixed_values_are_bit_equal_and_others_fit_around_them():
     assert estimate.objective == pytest.approx(float(dist.Normal(y.mean(), held).log_prob(y).sum()), abs=1e-8)
 
 
+def test_start_replaces_the_programs_own():
+    density = compile(cf.mixture, cf.two_lumps())
+    low, high = (
+        mle.run(density, start={"loc": cf.real(s)}, restarts=1).values["loc"] for s in ([-1.0, 1.0], [1.0, -1.0])
+    )
+    assert low[0] < 0 < low[1]
+    torch.testing.assert_close(low, high.flip(0), rtol=1e-3, atol=1e-3)
+    with pytest.raises(FitError, match=r"starting values cannot be used\. unknown value 'mu'"):
+        mle.run(density, start={"mu": 1.0})
+
+
 def test_fix_may_lie_on_the_edge_of_the_support():
     def model(y):
         p = pyro.param("p", torch.tensor([0.3, 0.3, 0.4], dtype=torch.float64), constraint=constraints.simplex)

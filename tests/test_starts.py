@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from symhmm.compiler.density import compile
-from symhmm.infer.starts import draw_starts, scales
+from symhmm.errors import FitError
+from symhmm.infer.starts import draw_starts, jitter_sizes, scales
 from symhmm.infer.target import target
 
 
@@ -51,3 +52,11 @@ def test_points_that_are_not_finite_are_passed_over():
     assert all(np.isfinite(half(s)[0]) for s in starts)
     none = draw_starts(lambda x: (-np.inf, x), np.zeros(2), np.ones(2), 3, seed=0)
     assert len(none) == 1
+
+
+def test_jitter_by_name():
+    g = goal(cf.gaussian, cf.sample())
+    assert jitter_sizes(g, 0.5).tolist() == [0.5, 0.5]
+    assert jitter_sizes(g, {"sd": 2.0}).tolist() == [0.0, 2.0]
+    with pytest.raises(FitError, match="fitted: loc, sd"):
+        jitter_sizes(g, {"scale": 1.0})

@@ -15,7 +15,7 @@ from symhmm.infer.checkpoint import Checkpoint, fingerprint
 from symhmm.infer.information import count_observations
 from symhmm.infer.lbfgs import Ascent, ascend
 from symhmm.infer.progress import Listener, Reporter
-from symhmm.infer.starts import draw_starts, scales
+from symhmm.infer.starts import draw_starts, jitter_sizes, scales
 from symhmm.infer.target import Array, Target, target
 from symhmm.infer.verdict import of_ascent
 from symhmm.tables.results import LOG_LIKELIHOOD, LOG_POSTERIOR, Estimate, Optima
@@ -43,7 +43,7 @@ class Options:
 
     seed: int = 0
     restarts: int = 4
-    jitter: float = 1.0
+    jitter: float | Mapping[str, float] = 1.0
     screen: int = 10
     tolerance: float = 1e-5
     max_evaluations: int = 2000
@@ -55,9 +55,10 @@ def run(
     *,
     method: str = "mle",
     fix: Mapping[str, Any] | None = None,
+    start: Mapping[str, Any] | None = None,
     seed: int = 0,
     restarts: int = 4,
-    jitter: float = 1.0,
+    jitter: float | Mapping[str, float] = 1.0,
     screen: int = 10,
     tolerance: float = 1e-5,
     max_evaluations: int = 2000,
@@ -70,10 +71,11 @@ def run(
         method: ``mle`` for a program whose free values are all parameters; ``map`` for the joint maximum over
             parameters and continuous latents.
         fix: constrained values to hold, by name.
+        start: constrained values to start from, by name, instead of the program's own.
         seed: of the jitter.
         restarts: starts in all. The first is the program's own (moved by a hundredth of the jitter, which breaks the
             symmetry of states that start equal), the others the best of ``screen`` jittered points each.
-        jitter: size of the jitter in standard errors of one observation.
+        jitter: size of the jitter in standard errors of one observation; sizes by name jitter these values alone.
         tolerance: nats that a further Newton step may still promise at convergence.
         max_evaluations: gradients per start.
         progress: a function of `Progress`, True for a bar, None for a bar on a terminal.
@@ -87,7 +89,7 @@ def run(
     """
     began = time.perf_counter()
     options = Options(seed, restarts, jitter, screen, tolerance, max_evaluations)
-    goal = target(density, fix or {}, method)
+    goal = target(density, fix or {}, method, start)
     _check(goal, method, options)
     options = replace(options, precision=float(torch.finfo(goal.start.dtype).eps))
     file = Checkpoint(checkpoint, fingerprint(goal, method, vars(options)) if checkpoint else "")
@@ -115,9 +117,8 @@ def init(goal: Target, method: str, options: Options) -> State:
         return goal.evaluate(x)
 
     scale = scales(evaluate, goal.x, max(count_observations(goal.density), 1))
-    starts = draw_starts(
-        evaluate, goal.x, scale, options.restarts, seed=options.seed, jitter=options.jitter, screen=options.screen
-    )
+    scale = scale * jitter_sizes(goal, options.jitter)
+    starts = draw_starts(evaluate, goal.x, scale, options.restarts, seed=options.seed, screen=options.screen)
     return State(goal, method, tuple(starts), evaluations=count)
 
 

@@ -1,9 +1,12 @@
 """Starts: seeded jitter in the unconstrained space on the scale of the data, screened by the density itself."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
+from symhmm.errors import FitError
 from symhmm.infer.lbfgs import Evaluate
-from symhmm.infer.target import Array
+from symhmm.infer.target import Array, Target
 
 CURVATURES = 200  # coordinates beyond which measuring each one's curvature costs more than it saves
 LARGEST_JITTER = 3.0
@@ -32,9 +35,24 @@ def scales(evaluate: Evaluate, x: Array, n_observations: int) -> Array:
     return np.where(out > largest, 1.0, np.maximum(out, 0.05))
 
 
-def draw_starts(
-    evaluate: Evaluate, x: Array, scale: Array, number: int, *, seed: int, jitter: float = 1.0, screen: int = 10
-) -> list[Array]:
+def jitter_sizes(goal: Target, jitter: float | Mapping[str, float]) -> Array:
+    """Factor of each free coordinate, shape (n,): one for all, or by name and zero where none is given.
+
+    Raises:
+        FitError: a name is not one of the free values.
+    """
+    if not isinstance(jitter, Mapping):
+        return np.full(goal.size, float(jitter))
+    known = {e.name for e in goal.entries}
+    if unknown := sorted(set(jitter) - known):
+        raise FitError(
+            f"jitter= names {unknown[0]!r}, which is not fitted.", details=[f"fitted: {', '.join(sorted(known))}"]
+        )
+    place = {i: jitter.get(e.name, 0.0) for e in goal.entries for i in range(e.start, e.stop)}
+    return np.array([place[i] for i in goal.free.tolist()])
+
+
+def draw_starts(evaluate: Evaluate, x: Array, scale: Array, number: int, *, seed: int, screen: int = 10) -> list[Array]:
     """``number`` starting points: the program's own, then for each other start the best of ``screen`` jittered ones.
 
     The own start is moved by a hundredth of the scale. Where all states start equal the gradient keeps them equal, and
@@ -48,7 +66,7 @@ def draw_starts(
     generator = np.random.default_rng(seed)
 
     def best(size: float, tries: int) -> list[Array]:
-        points = [x + size * jitter * scale * generator.standard_normal(x.size) for _ in range(tries)]
+        points = [x + size * scale * generator.standard_normal(x.size) for _ in range(tries)]
         valued = [(value, p) for p in points if np.isfinite(value := evaluate(p)[0])]
         return [max(valued, key=lambda pair: pair[0])[1]] if valued else []
 

@@ -74,6 +74,7 @@ def run(
     *,
     guide: str = "full",
     fix: Mapping[str, Any] | None = None,
+    start: Mapping[str, Any] | None = None,
     seed: int = 0,
     restarts: int = 4,
     steps: int = 3000,
@@ -93,6 +94,7 @@ def run(
     Args:
         guide: ``full``, a full covariance for the latents of each member of a plate, or ``meanfield``.
         fix: constrained values to hold, by name.
+        start: constrained values to start from, by name, instead of the program's own.
         seed: of the starts and of all draws; the same seed gives the same numbers.
         steps: the most steps in all, ``cooldown`` of them with falling rate.
         lr: Adam's rate, in units of about one posterior standard deviation.
@@ -109,7 +111,7 @@ def run(
     """
     began = time.perf_counter()
     options = Options(guide, seed, restarts, steps, cooldown, lr, particles, evaluate)
-    goal = target(density, fix or {}, "svi")
+    goal = target(density, fix or {}, "svi", start)
     _check(goal, options)
     file = Checkpoint(checkpoint, fingerprint(goal, "svi", vars(options)) if checkpoint else "")
     saved = file.read()

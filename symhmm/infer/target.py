@@ -126,17 +126,21 @@ class Target:
         return out
 
 
-def target(density: Density, fix: Mapping[str, Any], method: str) -> Target:
-    """The free part of ``density`` once the values in ``fix`` are held.
+def target(density: Density, fix: Mapping[str, Any], method: str, start: Mapping[str, Any] | None = None) -> Target:
+    """The free part of ``density`` once the values in ``fix`` are held; ``start`` replaces the program's own start.
 
     Raises:
-        FitError: nothing is left to fit, or a name or shape in ``fix`` is wrong.
+        FitError: nothing is left to fit, or a name, shape or value in ``fix`` or ``start`` is wrong.
     """
     initial = density.initial()
     try:
         checked = density.layout.check({**initial, **fix})
     except ValuesError as error:
         raise FitError(f"fix= cannot be used. {error}") from error
+    try:
+        vector = density.pack({**initial, **(start or {})}).detach()
+    except ValuesError as error:
+        raise FitError(f"the starting values cannot be used. {error}") from error
     fixed = {n: checked[n].detach().clone() for n in fix}
     for n, v in fixed.items():
         if not bool(torch.isfinite(v).all()):
@@ -149,7 +153,7 @@ def target(density: Density, fix: Mapping[str, Any], method: str) -> Target:
             details=[held],
             suggestion="density.log_prob(density.initial()) evaluates it as it is",
         )
-    return Target(density, fixed, density.pack(initial).detach(), torch.tensor(free, dtype=torch.long))
+    return Target(density, fixed, vector, torch.tensor(free, dtype=torch.long))
 
 
 def value_and_gradient(f: Any, x: Tensor) -> tuple[Tensor, Tensor]:
