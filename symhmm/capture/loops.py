@@ -1,6 +1,7 @@
 """How a `pyro.markov` loop is run: step by step, or a few steps and then the body once for all other steps."""
 
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -124,6 +125,9 @@ class LoopRunner:
             # Some constraint checks index by mask, which has no batching rule.
             self.validate(False)
             stack.callback(self.validate, True)
+            # A few operations run in a loop under functorch; which ones is no news to the author of the program.
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
             self._open.append(stack)
             for lag in range(loop.history, -1, -1):
                 level.lag = lag
