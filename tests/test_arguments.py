@@ -60,3 +60,8 @@ def test_stateful_objects_are_keyed_by_identity():
     a, b = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
     assert take_apart((a,), {}).signature == take_apart((a,), {}).signature
     assert take_apart((a,), {}).signature != take_apart((b,), {}).signature
+
+
+def test_repeated_memory_is_written_out():
+    parts = take_apart((Table(torch.ones(1, 3).expand(4, 3), ()),), {})
+    assert 0 not in parts.tensors[0].stride()

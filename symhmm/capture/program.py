@@ -25,8 +25,8 @@ from symhmm.capture.sites import DeeperPlates, SiteMessenger
 from symhmm.capture.stack import stack
 from symhmm.capture.time_index import NotVectorisable, innermost
 from symhmm.capture.tracking import Position, Tracker
-from symhmm.capture.verify import verify as verify_steps
 from symhmm.capture.verify import full_length, windows
+from symhmm.capture.verify import verify as verify_steps
 from symhmm.errors import ProgramError, ShapeError, SymhmmError, SymhmmWarning
 from symhmm.graph import FactorGraph, Recipe
 

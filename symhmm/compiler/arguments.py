@@ -45,7 +45,8 @@ def take_apart(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
 
     def visit(x: Any, path: str) -> Any:
         if isinstance(x, Tensor):
-            found.append((path, x))
+            # Repeated memory means "the same for all members" to capture, which the next data of this shape may not be.
+            found.append((path, x.contiguous() if 0 in x.stride() else x))
             signature.append((path, "tensor", tuple(x.shape), x.dtype, x.device))
             return Hole(len(found) - 1)
         parts = _parts(x)
