@@ -12,7 +12,7 @@ from symhmm.capture.time_index import NotVectorisable
 
 def outer_plates() -> dict[str, int]:
     """Plates that are open around the call, by name, with their dimensions (particles, parallel predictions)."""
-    return {f.name: f.dim for f in _outer_frames()}
+    return {f.name: f.dim for f in _outer_frames() if f.dim is not None}
 
 
 class OpenSiteMessenger(SiteMessenger):

@@ -37,6 +37,7 @@ class Arguments:
 def take_apart(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
     """Split arguments into tensors and structure: lists, tuples, dicts, dataclasses and namespaces are looked into.
 
+    >>> import torch
     >>> take_apart((torch.zeros(3), 5), {}).names
     ('args[0]',)
     """
