@@ -2,10 +2,11 @@
 a message spans more orders of magnitude than their dtype has."""
 
 import numpy as np
-from numba import njit
+
+from symhmm.chains.jit import kernel
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def careful_forward(
     chains, size, rest, starts,
     transition, t_row, t_time, t_from, t_to,
@@ -52,7 +53,7 @@ def careful_forward(
             message[b * states + s] = after[s] + norm
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def careful_backward(
     chains, size, rest, starts, weight,
     transition, t_row, t_time, t_from, t_to,

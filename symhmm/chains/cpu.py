@@ -1,8 +1,6 @@
 """The chain operator on the CPU: from torch tensors to the numba kernels and back."""
 
-from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,74 +12,13 @@ from symhmm.chains.joins import identity, join_backward, join_forward, read_term
 from symhmm.chains.lanes_backward import lanes_backward
 from symhmm.chains.lanes_forward import lanes_forward
 from symhmm.chains.layout import Layout, common_batch, layout_of
+from symhmm.chains.places import LIKE, Array, Places, idle, memory, places, terms
 from symhmm.chains.threads import cut, run, thread_count
-
-Array = NDArray[Any]
-# A number that tells a kernel in which precision to read the memory it is given.
-_LIKE = {torch.float32: np.float32(0), torch.float64: np.float64(0)}
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where the kernels find the numbers of one tensor, counted from its first.
-
-    Args:
-        extent: numbers between its first and its last.
-        chains: where each chain starts, in row-major order of the broadcast batch.
-        lanes: where each lane starts; the last vector is filled up by repetition.
-        time: distance from one step to the next, 0 if it is constant over time.
-        inner: the strides of the states.
-        one_for_all: whether all lanes read the same numbers at the same time.
-    """
-
-    extent: int
-    chains: NDArray[np.int64]
-    lanes: NDArray[np.int64]
-    time: int
-    inner: tuple[int, ...]
-    one_for_all: bool
-
-
-@lru_cache(maxsize=64)
-def _places(size: torch.Size, stride: tuple[int, ...], timed: bool, layout: Layout, copies: int) -> Places:
-    lead = len(layout.batch)
-    chains: NDArray[np.int64] = np.zeros((), dtype=np.int64)
-    for d, n in enumerate(layout.batch):
-        chains = chains[..., None] + np.arange(n, dtype=np.int64) * (stride[d] if size[d] > 1 else 0)
-    chains = chains.reshape(-1)
-    time = stride[lead] if timed and size[lead] > 1 else 0
-    starts = chains[:, None] + np.array(layout.starts[:-1]) * time
-    extent = 1 + sum((n - 1) * s for n, s in zip(size, stride, strict=True)) if 0 not in size else 0
-    one_for_all = bool((chains == chains[0]).all()) and (layout.blocks == 1 or time == 0)
-    lanes = _filled_up(np.repeat(starts.reshape(-1), copies), layout)
-    return Places(extent, chains, lanes, time, stride[lead + timed :], one_for_all)
-
-
-@lru_cache(maxsize=64)
-def _idle(layout: Layout, copies: int) -> NDArray[np.bool_]:
-    """The lanes whose blocks have one step less than the longest."""
-    short = np.diff(layout.starts) < layout.steps
-    return _filled_up(np.repeat(np.tile(short, layout.chains), copies), layout)
-
-
-def _filled_up(lanes: NDArray[Any], layout: Layout) -> NDArray[Any]:
-    return np.pad(lanes, (0, -len(lanes) % layout.width), "edge")
-
-
-def _terms(x: Tensor, event: int, layout: Layout, copies: int = 1) -> tuple[Array, Places]:
-    """The memory of a tensor (*batch, [time,] ..) with ``event`` dimensions after the batch, and places in it."""
-    places = _places(x.shape, x.stride(), event > 1, layout, copies)
-    return _memory(x, places.extent), places
-
-
-def _memory(x: Tensor, count: int) -> Array:
-    """The first ``count`` numbers from where ``x`` starts."""
-    return x.detach().as_strided((count,), (1,), x.storage_offset()).numpy()
 
 
 def _saved(messages: Tensor, scales: Tensor, layout: Layout) -> tuple[Array, Array]:
     """The memory of messages and scales, padding included."""
-    return _memory(messages, (layout.steps + 1) * layout.states * layout.padded), _memory(
+    return memory(messages, (layout.steps + 1) * layout.states * layout.padded), memory(
         scales, layout.steps * layout.padded
     )
 
@@ -93,7 +30,7 @@ def _seconds(layout: Layout, groups: int, size: int, transition: Places) -> floa
 
 
 def forward(
-    transition: Tensor, emission: Tensor, terminal: Tensor, length: int, history: int
+    transition: Tensor, emission: Tensor, terminal: Tensor, length: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Message (*batch, S), and for the gradient: `Layout.messages`, `Layout.scales` and `Layout.links`."""
     states, size = transition.shape[-2:]
@@ -106,17 +43,17 @@ def forward(
     if layout.chains == 0:
         return message, messages, scales, links
     addresses = transition.data_ptr(), emission.data_ptr(), messages.data_ptr(), scales.data_ptr()
-    like = _LIKE[transition.dtype]
+    like = LIKE[transition.dtype]
 
     def recursion(ending: Array, copies: int, keep: bool) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
-        f = _places(transition.shape, transition.stride(), True, layout, copies)
-        e = _places(emission.shape, emission.stride(), True, layout, copies)
+        f = places(transition.shape, transition.stride(), True, layout, copies)
+        e = places(emission.shape, emission.stride(), True, layout, copies)
         lanes = f.lanes.size
         result, flags = np.empty(states * lanes), np.zeros(lanes, np.uint8)
         groups = lanes // layout.width
         run([
             partial(
-                lanes_forward, first, last, size, rest, layout.steps, lanes, _idle(layout, copies),
+                lanes_forward, first, last, size, rest, layout.steps, lanes, idle(layout, copies),
                 like, addresses[0], f.lanes, f.time, *f.inner, f.one_for_all,
                 addresses[1], e.lanes, e.time, *e.inner,
                 ending, keep, addresses[2], addresses[3], result, flags,
@@ -125,12 +62,12 @@ def forward(
         ])  # fmt: skip
         return result, flags
 
-    terminals, z = _terms(terminal, 1, layout)
+    terminals, z = terms(terminal, 1, layout)
     ending = np.zeros(states * padded)
     read_terminal(ending, padded, layout.blocks, states, terminals, z.chains, *z.inner)
     joined = np.zeros(padded, np.uint8)
     if layout.blocks > 1:
-        lanes = _idle(layout, states).size
+        lanes = idle(layout, states).size
         units = np.empty(states * lanes)
         identity(units, lanes, states)
         products, flags = recursion(units, states, keep=False)
@@ -143,7 +80,7 @@ def forward(
     starts = result.reshape(states, padded)[:, : layout.lanes : layout.blocks].T
     message.copy_(torch.from_numpy(starts).view(message.shape))
     if flags[: layout.lanes].any():
-        (transitions, f), (emissions, e) = _terms(transition, 3, layout), _terms(emission, 2, layout)
+        (transitions, f), (emissions, e) = terms(transition, 3, layout), terms(emission, 2, layout)
         lost = np.flatnonzero(flags[: layout.lanes].reshape(-1, layout.blocks).any(-1))
         careful_forward(
             lost, size, rest, np.array(layout.starts),
@@ -162,7 +99,6 @@ def backward(
     scales: Tensor,
     links: Tensor,
     length: int,
-    history: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``(weight * message).sum()`` in the shapes of transition, emission and terminal."""
     states, size = transition.shape[-2:]
@@ -175,8 +111,8 @@ def backward(
         return torch.zeros_like(transition), torch.zeros_like(emission), torch.zeros_like(terminal)
     if not layout.fits(messages, scales):
         messages, scales = layout.messages(transition).copy_(messages), layout.scales(transition).copy_(scales)
-    f = _places(transition.shape, transition.stride(), True, layout, 1)
-    e = _places(emission.shape, emission.stride(), True, layout, 1)
+    f = places(transition.shape, transition.stride(), True, layout, 1)
+    e = places(emission.shape, emission.stride(), True, layout, 1)
     stored, scale = _saved(messages, scales, layout)
     weights = weight.expand(*batch, states).reshape(-1).numpy()
     fast = scale[: layout.lanes : layout.blocks] > 0
@@ -192,8 +128,8 @@ def backward(
     gf, ge = g_transition.places, g_emission.places
     run([
         partial(
-            lanes_backward, first, last, size, rest, layout.steps, padded, layout.lanes, _idle(layout, 1),
-            _LIKE[transition.dtype], transition.data_ptr(), f.lanes, f.time, *f.inner, f.one_for_all,
+            lanes_backward, first, last, size, rest, layout.steps, padded, layout.lanes, idle(layout, 1),
+            LIKE[transition.dtype], transition.data_ptr(), f.lanes, f.time, *f.inner, f.one_for_all,
             emission.data_ptr(), e.lanes, e.time, *e.inner, starting, messages.data_ptr(), scales.data_ptr(),
             g_transition.part(k).data_ptr(), gf.lanes, gf.time,
             g_emission.part(k).data_ptr(), ge.lanes, ge.time, g_emission.shared,
@@ -207,13 +143,13 @@ def backward(
         occupancy if occupancy.shape == terminal.shape else occupancy.sum_to_size(terminal.shape)
     ).contiguous()
     if not fast.all():
-        terminals, gz = _terms(g_terminal, 1, layout)
+        terminals, gz = terms(g_terminal, 1, layout)
         careful_backward(
             np.flatnonzero(~fast), size, rest, np.array(layout.starts), weights,
-            _memory(transition, f.extent), f.chains, f.time, *f.inner,
-            _memory(emission, e.extent), e.chains, e.time, *e.inner, stored, padded,
-            _memory(g_transition.part(0), gf.extent), gf.chains, gf.time,
-            _memory(g_emission.part(0), ge.extent), ge.chains, ge.time, terminals, gz.chains,
+            memory(transition, f.extent), f.chains, f.time, *f.inner,
+            memory(emission, e.extent), e.chains, e.time, *e.inner, stored, padded,
+            memory(g_transition.part(0), gf.extent), gf.chains, gf.time,
+            memory(g_emission.part(0), ge.extent), ge.chains, ge.time, terminals, gz.chains,
         )  # fmt: skip
     return g_transition.total(), g_emission.total(), g_terminal
 
@@ -228,7 +164,7 @@ class _Accumulator:
         crossed = chains < layout.chains or (constant and layout.blocks > 1)
         make = torch.zeros if self.shared or not written else torch.empty
         self.parts = [make(x.shape, dtype=x.dtype) for _ in range(threads if crossed else 1)]
-        self.places = _places(x.shape, self.parts[0].stride(), True, layout, 1)
+        self.places = places(x.shape, self.parts[0].stride(), True, layout, 1)
 
     def part(self, thread: int) -> Tensor:
         """What a thread adds to."""

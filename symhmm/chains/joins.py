@@ -1,10 +1,11 @@
 """Where the blocks of a long chain meet (numba): messages at their ends, occupancies at their starts."""
 
 import numpy as np
-from numba import njit
+
+from symhmm.chains.jit import kernel
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def read_terminal(ending, lanes, blocks, states, terminal, z_row, z_from):
     """The terminal terms of all chains at the end of their last blocks."""
     for lane in range(blocks - 1, lanes):
@@ -13,7 +14,7 @@ def read_terminal(ending, lanes, blocks, states, terminal, z_row, z_from):
             ending[s * lanes + lane] = terminal[z_row[chain] + s * z_from]
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def identity(ending, lanes, states):
     """Unit messages, one for each state at the end of a block: the recursion makes them columns of its product."""
     for lane in range(lanes):
@@ -21,7 +22,7 @@ def identity(ending, lanes, states):
             ending[s * lanes + lane] = 0.0 if lane % states == s else -np.inf
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def join_forward(chains, blocks, states, products, product_lanes, product_flags, ending, lanes, links, flags):
     """Messages at the end of every block from the products of the blocks, last to first, in log space.
 
@@ -50,7 +51,7 @@ def join_forward(chains, blocks, states, products, product_lanes, product_flags,
                         )
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def join_backward(chains, blocks, states, weight, fast, links, messages, lanes, starting):
     """Occupancy divided by message at the start of every block, first to last; chains that are not ``fast`` get 0."""
     here, there = np.empty(states), np.empty(states)

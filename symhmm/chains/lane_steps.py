@@ -4,8 +4,8 @@ A group of lanes is as many chains as fit a vector. Arrays "[.., lanes]" hold on
 """
 
 import numpy as np
-from numba import njit
 
+from symhmm.chains.jit import kernel
 from symhmm.chains.simd import (
     exp,
     fill,
@@ -21,7 +21,7 @@ from symhmm.chains.simd import (
 CHUNK = 32  # steps whose emissions are transposed into lanes at a time: small enough for the first-level cache
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def read_matrix(matrix, peaks, shared, base, step, states, size, transition, t_row, t_time, t_from, t_to):
     """Exponentials of the transition terms relative to their largest one: [S, K] if all lanes share, else [S, K, lanes]."""
     width = peaks.size
@@ -50,7 +50,7 @@ def read_matrix(matrix, peaks, shared, base, step, states, size, transition, t_r
         store(matrix, k, exp(load(matrix, k) - high))
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def read_emission(tile, base, first, last, size, emission, e_row, e_time, e_to, width):
     """Transpose the emission terms of some steps into [step, K, lanes]."""
     side_by_side = True
@@ -87,7 +87,7 @@ def read_emission(tile, base, first, last, size, emission, e_row, e_time, e_to, 
             tile[m * width + lane] = emission[row + (first + m // size) * e_time + m % size * e_to]
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def towards_start(out, matrix, shared, arrival, size, rest, width):
     """out[i, r] = sum_j matrix[i, r, j] arrival[r, j]."""
     one = 1 if shared else width
@@ -120,7 +120,7 @@ def towards_start(out, matrix, shared, arrival, size, rest, width):
             i += 1
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def towards_end(out, matrix, shared, departure, size, rest, width):
     """out[r, j] = sum_i departure[i, r] matrix[i, r, j]."""
     one = 1 if shared else width
@@ -153,7 +153,7 @@ def towards_end(out, matrix, shared, departure, size, rest, width):
             j += 1
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _eight(out, o, o_gap, matrix, k, k_row, k_next, one, vector, v, v_next, count, width):
     """Eight sums of products that share the vector: so many independent chains of additions hide their latency."""
     a = b = c = d = e = f = g = h = fill(vector, 0.0)

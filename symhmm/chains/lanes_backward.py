@@ -1,8 +1,8 @@
 """Forward recursion of chains in vector lanes (numba): occupancies from the start to the end, and all gradients."""
 
 import numpy as np
-from numba import njit
 
+from symhmm.chains.jit import kernel
 from symhmm.chains.lane_steps import CHUNK, read_emission, read_matrix, towards_end
 from symhmm.chains.simd import (
     accumulate,
@@ -23,7 +23,7 @@ from symhmm.chains.simd import (
 FLUSH = 32  # chunks after which expected counts move from the dtype of the data to float64
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def lanes_backward(
     first_group, last_group, size, rest, steps, lanes, used, idle,
     like, transition_at, t_row, t_time, t_from, t_to, shared,
@@ -127,7 +127,7 @@ def lanes_backward(
             store(finishing, s * lanes + base, beta * load(here, s * width))
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _count(counts, departures, arrivals, steps, size, rest, width):
     """counts[i, r, j] += sum over steps of departures[i, r] arrivals[r, j], in squares of four i and four j."""
     column = CHUNK * width
@@ -153,7 +153,7 @@ def _count(counts, departures, arrivals, steps, size, rest, width):
             i += 4 if four_i else 1
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _count_square(counts, departures, arrivals, steps, width, k, row, u, gap, v, column):
     zero = fill(counts, 0.0)
     a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = c0 = c1 = c2 = c3 = d0 = d1 = d2 = d3 = zero
@@ -176,14 +176,14 @@ def _count_square(counts, departures, arrivals, steps, width, k, row, u, gap, v,
         k += row
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _flush(sums, counts, width):
     for k in range(0, sums.size, width):
         accumulate(sums, k, load(counts, k))
     counts[:] = 0.0
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _same(rows, base, width):
     """Whether all lanes of a group write to one place."""
     same = True
@@ -192,7 +192,7 @@ def _same(rows, base, width):
     return same
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _add_counts(g_transition, gt_row, base, used, sums, matrix, shared, entries, width):
     for k in range(entries):
         for lane in range(min(width, used - base)):
@@ -200,7 +200,7 @@ def _add_counts(g_transition, gt_row, base, used, sums, matrix, shared, entries,
             g_transition[gt_row[base + lane] + k] += sums[k * width + lane] * probability
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _add_step(
     g_transition, gt_row, base, used, offset, matrix, shared,
     departures, arrivals, pair, size, rest, flows, width, idle, last,
@@ -223,7 +223,7 @@ def _add_step(
                         g_transition[gt_row[base + lane] + offset + k] += flows[lane]
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _write_emission(g_emission, ge_row, ge_time, ge_add, tile, base, low, top, used, idle, steps, size, width):
     """Transpose the gradients of some steps back from lanes to rows."""
     if ge_add and _same(ge_row, base, width):

@@ -5,8 +5,8 @@ without being impossible, marks its lane; the caller repeats such chains in log 
 """
 
 import numpy as np
-from numba import njit
 
+from symhmm.chains.jit import kernel
 from symhmm.chains.lane_steps import CHUNK, read_emission, read_matrix, towards_start
 from symhmm.chains.simd import (
     accumulate,
@@ -24,13 +24,13 @@ from symhmm.chains.simd import (
 )
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _lost(itemsize):
     """Messages below this are not trusted: their summands may have been flushed to zero."""
     return 1e-25 if itemsize == 4 else 1e-200
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _mark_lost(
     flags, base, before, after, tile, at, step, size, rest,
     transition, t_row, t_time, t_from, t_to, width, idle, last,
@@ -57,7 +57,7 @@ def _mark_lost(
                 break
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def lanes_forward(
     first_group, last_group, size, rest, steps, lanes, idle,
     like, transition_at, t_row, t_time, t_from, t_to, shared,

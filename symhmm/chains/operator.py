@@ -1,15 +1,14 @@
 """The chain operator: a batch of hidden Markov chains contracted to a message over their initial states."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from symhmm.chains import reference
-from symhmm.chains.layout import common_batch, layout_of
+from symhmm.chains.registered import best, chain
 from symhmm.errors import ShapeError, SymhmmError
-from symhmm.semiring import LOG, Semiring
+from symhmm.semiring import LOG, MAX, Semiring
 
 STRATEGIES = ("auto", "kernel", "sequential", "scan")
 
@@ -65,8 +64,9 @@ def chain_message(
     if length == 0:
         return reference.sequential(transition, emission, terminal, 0, history, semiring)
     if strategy in ("auto", "kernel"):
-        if semiring == LOG and transition.device.type == "cpu" and transition.dtype in (torch.float32, torch.float64):
-            message: Tensor = torch.ops.symhmm.chain(transition, emission, terminal, length, history)[0]
+        kernel = {LOG: chain, MAX: best}.get(semiring)
+        if kernel and transition.device.type == "cpu" and transition.dtype in (torch.float32, torch.float64):
+            message: Tensor = kernel(transition, emission, terminal, length)[0]
             return message
         strategy = "scan" if transition.shape[-2] <= 16 else "sequential"
     contract = reference.sequential if strategy == "sequential" else reference.scan
@@ -116,116 +116,3 @@ def _align(
         return x.to(dtype)[(None,) * (rank - len(batch))]
 
     return aligned(transition, batches[0]), aligned(emission, batches[1]), aligned(terminal, batches[2]), length
-
-
-# The operator and its gradient are two operators, so that a tracer records one node each. `transition`, `emission` and
-# `terminal` have the same number of batch dimensions here.
-
-
-@torch.library.custom_op("symhmm::chain", mutates_args=(), device_types="cpu")
-def _chain(
-    transition: Tensor, emission: Tensor, terminal: Tensor, length: int, history: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The message, and what the gradient needs: `Layout.messages`, `Layout.scales` and `Layout.links`."""
-    # numba takes a second to import and is of no use before the first chain.
-    from symhmm.chains import cpu
-
-    return cpu.forward(transition, emission, terminal, length, history)
-
-
-@torch.library.custom_op("symhmm::chain_backward", mutates_args=(), device_types="cpu")
-def _chain_backward(
-    weight: Tensor,
-    transition: Tensor,
-    emission: Tensor,
-    terminal: Tensor,
-    messages: Tensor,
-    scales: Tensor,
-    links: Tensor,
-    length: int,
-    history: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of ``(weight * message).sum()`` in the shapes of transition, emission and terminal."""
-    from symhmm.chains import cpu
-
-    return cpu.backward(weight, transition, emission, terminal, messages, scales, links, length, history)
-
-
-@_chain.register_fake
-def _(
-    transition: Tensor, emission: Tensor, terminal: Tensor, length: int, history: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    batch = common_batch(transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1])
-    layout = layout_of(batch, length, transition.shape[-2], transition.dtype)
-    message = transition.new_empty([*batch, layout.states])
-    return message, layout.messages(transition), layout.scales(transition), layout.links(transition)
-
-
-@_chain_backward.register_fake
-def _(
-    weight: Tensor,
-    transition: Tensor,
-    emission: Tensor,
-    terminal: Tensor,
-    messages: Tensor,
-    scales: Tensor,
-    links: Tensor,
-    length: int,
-    history: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(x.new_empty(x.shape) for x in (transition, emission, terminal))  # type: ignore[return-value]
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    transition, emission, terminal, ctx.length, ctx.history = inputs
-    ctx.save_for_backward(transition, emission, terminal, *output[1:])
-    # Only the message is a result; without this zeros as large as the saved messages would be made for the others.
-    ctx.set_materialize_grads(False)
-
-
-def _gradient(ctx: Any, weight: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
-    if weight is None:
-        return (None,) * 5
-    gradients = torch.ops.symhmm.chain_backward(weight, *ctx.saved_tensors, ctx.length, ctx.history)
-    return (*gradients, None, None)
-
-
-def _no_second_gradient(ctx: Any, *_: Tensor | None) -> tuple[None, ...]:
-    raise SymhmmError(
-        "the chain kernel has no second derivative.",
-        suggestion="strategy='scan' (or 'sequential'), which can be differentiated any number of times",
-    )
-
-
-_chain.register_autograd(_gradient, setup_context=_setup)
-_chain_backward.register_autograd(_no_second_gradient)
-
-
-def _leading(x: Tensor, dim: int | None) -> Tensor:
-    """The vmapped dimension in front, of size 1 where there is none."""
-    return x.unsqueeze(0) if dim is None else x.movedim(dim, 0)
-
-
-@_chain.register_vmap
-def _(
-    info: Any,
-    in_dims: tuple[int | None, ...],
-    transition: Tensor,
-    emission: Tensor,
-    terminal: Tensor,
-    length: int,
-    history: int,
-) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    inputs = [_leading(x, d) for x, d in zip((transition, emission, terminal), in_dims, strict=False)]
-    return torch.ops.symhmm.chain(*inputs, length, history), (0,) * 4
-
-
-@_chain_backward.register_vmap
-def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    *tensors, length, history = args
-    # Every member of the vmap gets its own gradient, also of an input they share: expand it, which costs no memory.
-    inputs = [
-        _leading(x, d).expand(info.batch_size, *[-1] * (x.dim() - (d is not None)))
-        for x, d in zip(tensors, in_dims, strict=False)
-    ]
-    return torch.ops.symhmm.chain_backward(*inputs, length, history), (0, 0, 0)

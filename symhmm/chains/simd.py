@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import carray, types
 from numba.extending import intrinsic, models, overload, register_model
+
+from symhmm.chains.jit import kernel
 
 BYTES = 64
 
@@ -72,7 +74,7 @@ def _address(typing: Any, address: Any, like: Any) -> Any:
     return pointer(types.int64, like), code
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def numbers_at(address, like):  # type: ignore[no-untyped-def]
     """The memory at an address as an array of numbers of the type of ``like``; its length is not known here.
 

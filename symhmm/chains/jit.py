@@ -1,0 +1,21 @@
+"""How chain kernels are compiled: at their first call, without the interpreter lock, and kept on disk."""
+
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from numba import njit
+
+# numba recompiles a function when its own file changes, not when a function changes that was inlined into it.
+_SOURCES = sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function on its first call; the machine code is reused until any file of this folder changes."""
+    try:
+        dispatcher = njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # numba found no folder that it may write to
+        return njit(nogil=True)(function)
+    dispatcher._cache._cache_file._source_stamp = _SOURCES
+    return dispatcher

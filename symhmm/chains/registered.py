@@ -1,0 +1,131 @@
+"""The chain kernels as torch operators: one node each for a tracer, with gradients and batching rules.
+
+Value and gradient are operators of their own, so that a traced gradient is one node too. ``transition``, ``emission``
+and ``terminal`` have the shapes of `symhmm.chains.operator.chain_message`, all with the same number of batch dimensions,
+and at least one step.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from symhmm.chains.layout import common_batch, layout_of
+from symhmm.errors import SymhmmError
+
+# numba takes a second to import and is of no use before the first chain: the kernels are imported when they are called.
+
+
+@torch.library.custom_op("symhmm::chain", mutates_args=(), device_types="cpu")
+def chain(transition: Tensor, emission: Tensor, terminal: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The message, and what the gradient needs: `Layout.messages`, `Layout.scales` and `Layout.links`."""
+    from symhmm.chains import cpu
+
+    return cpu.forward(transition, emission, terminal, length)
+
+
+@torch.library.custom_op("symhmm::chain_backward", mutates_args=(), device_types="cpu")
+def chain_backward(
+    weight: Tensor,
+    transition: Tensor,
+    emission: Tensor,
+    terminal: Tensor,
+    messages: Tensor,
+    scales: Tensor,
+    links: Tensor,
+    length: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of ``(weight * message).sum()`` in the shapes of transition, emission and terminal."""
+    from symhmm.chains import cpu
+
+    return cpu.backward(weight, transition, emission, terminal, messages, scales, links, length)
+
+
+@torch.library.custom_op("symhmm::best", mutates_args=(), device_types="cpu")
+def best(transition: Tensor, emission: Tensor, terminal: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """The message in the max semiring, and the best next state (*batch, n, S) at every step, -1 where there is none."""
+    from symhmm.chains import cpu_best
+
+    return cpu_best.forward(transition, emission, terminal, length)
+
+
+@torch.library.custom_op("symhmm::best_backward", mutates_args=(), device_types="cpu")
+def best_backward(
+    weight: Tensor, transition: Tensor, emission: Tensor, terminal: Tensor, choices: Tensor, length: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of ``(weight * message).sum()``: the weights along the best paths, in the shapes of the inputs."""
+    from symhmm.chains import cpu_best
+
+    return cpu_best.backward(weight, transition, emission, terminal, choices, length)
+
+
+@chain.register_fake
+def _(transition: Tensor, emission: Tensor, terminal: Tensor, length: int) -> tuple[Tensor, ...]:
+    batch = common_batch(transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1])
+    layout = layout_of(batch, length, transition.shape[-2], transition.dtype)
+    message = transition.new_empty([*batch, layout.states])
+    return message, layout.messages(transition), layout.scales(transition), layout.links(transition)
+
+
+@best.register_fake
+def _(transition: Tensor, emission: Tensor, terminal: Tensor, length: int) -> tuple[Tensor, ...]:
+    batch, states = common_batch(transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1]), transition.shape[-2]
+    return transition.new_empty([*batch, states]), transition.new_empty([*batch, length, states], dtype=torch.int16)
+
+
+def _fake_gradients(weight: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    return tuple(x.new_empty(x.shape) for x in inputs[:3])
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.length = inputs
+    ctx.save_for_backward(*tensors, *output[1:])
+    # Only the message is a result; without this zeros as large as the saved messages would be made for the others.
+    ctx.set_materialize_grads(False)
+
+
+def _no_second_gradient(ctx: Any, *_: Tensor | None) -> tuple[None, ...]:
+    raise SymhmmError(
+        "the chain kernel has no second derivative.",
+        suggestion="strategy='scan' (or 'sequential'), which can be differentiated any number of times",
+    )
+
+
+def _leading(x: Tensor, dim: int | None) -> Tensor:
+    """The vmapped dimension in front, of size 1 where there is none."""
+    return x.unsqueeze(0) if dim is None else x.movedim(dim, 0)
+
+
+def _register(forward: Any, backward: Any, outputs: int) -> None:
+    """Tie a chain operator to the operator of its gradient, and fold `torch.func.vmap` into the batch of both."""
+
+    def gradient(ctx: Any, weight: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
+        if weight is None:
+            return (None,) * 4
+        return (*backward(weight, *ctx.saved_tensors, ctx.length), None)
+
+    def batched(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        *tensors, length = args
+        inputs = [_leading(x, d) for x, d in zip(tensors, in_dims[:-1], strict=True)]
+        return forward(*inputs, length), (0,) * outputs
+
+    def batched_gradient(
+        info: Any, in_dims: tuple[int | None, ...], *args: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        *tensors, length = args
+        # Every member gets its own gradient, also of an input that they share: expand it, which costs no memory.
+        inputs = [
+            _leading(x, d).expand(info.batch_size, *[-1] * (x.dim() - (d is not None)))
+            for x, d in zip(tensors, in_dims[:-1], strict=True)
+        ]
+        return backward(*inputs, length), (0, 0, 0)
+
+    backward.register_fake(_fake_gradients)
+    forward.register_autograd(gradient, setup_context=_setup)
+    backward.register_autograd(_no_second_gradient)
+    forward.register_vmap(batched)
+    backward.register_vmap(batched_gradient)
+
+
+_register(chain, chain_backward, outputs=4)
+_register(best, best_backward, outputs=2)

@@ -1,0 +1,197 @@
+"""The CPU kernels: what the operator tests do not see of memory layout, threads, vectors and underflow."""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from symhmm.chains import cpu, simd
+from symhmm.chains.jit import kernel
+from symhmm.chains.layout import Layout, layout_of
+from symhmm.chains.operator import chain_message
+from symhmm.chains.reference import sequential
+from symhmm.chains.threads import cut, run
+from symhmm.semiring import MAX
+
+
+@kernel
+def exponentials(x, out, width):
+    for i in range(0, x.size, width):
+        simd.store(out, i, simd.exp(simd.load(x, i)))
+
+
+@pytest.mark.parametrize("dtype, lowest, ulps", [(np.float32, -86.0, 2), (np.float64, -700.0, 2)])
+def test_vector_exponential(dtype, lowest, ulps):
+    width = 64 // np.dtype(dtype).itemsize
+    x = np.linspace(lowest, 2, 1024 * width).astype(dtype)
+    x[:4] = -np.inf, np.nan, 0.0, 10 * lowest
+    out = np.empty_like(x)
+    exponentials(x, out, width)
+    assert out[0] == 0 and math.isnan(out[1]) and out[2] == 1 and out[3] == 0
+    wanted = np.exp(x[4:].astype(np.float64))
+    assert (np.abs(out[4:] / wanted - 1) < ulps * np.finfo(dtype).eps).all()
+
+
+@kernel
+def scales(x, out, power, width):
+    simd.store(power, 0, simd.exponent(simd.load(x, 0)))
+    simd.store(out, 0, simd.load(x, 0) * simd.reciprocal_power(simd.load(x, 0)))
+    return simd.total(simd.load(x, 0)), simd.any_below(simd.load(x, 0), simd.fill(x, 1e-3))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_scaling_by_powers_of_two_is_exact_and_finite_at_zero(dtype):
+    width = 64 // np.dtype(dtype).itemsize
+    x = np.geomspace(1e-30, 1e9, width).astype(dtype)
+    x[0] = 0
+    out, power = np.empty_like(x), np.empty_like(x)
+    total, small = scales(x, out, power, width)
+    assert out[0] == 0 and (out[1:] >= 1).all() and (out[1:] < 2).all()
+    assert (out[1:] * 2.0 ** power[1:].astype(np.float64) == x[1:]).all()
+    assert math.isclose(total, x.sum(), rel_tol=1e-6) and small
+
+
+@kernel
+def there_and_back(flat, rows, tile, out, width, add):
+    simd.rows_to_lanes(flat, rows, 0, 1, tile, 0, width)
+    simd.lanes_to_rows(tile, 0, width, out, rows, 0, 1, add)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_transposed_and_back(dtype):
+    width = 64 // np.dtype(dtype).itemsize
+    flat = np.arange(width * 50, dtype=dtype)
+    rows, tile, out = np.arange(width) * 50, np.empty(width * width, dtype), np.zeros_like(flat)
+    there_and_back(flat, rows, tile, out, width, False)
+    square = flat.reshape(width, 50)[:, 1 : width + 1]
+    assert (tile.reshape(width, width) == square.T).all()
+    assert (out.reshape(width, 50)[:, 1 : width + 1] == square).all() and out.sum() == square.sum()
+    there_and_back(flat, rows, tile, out, width, True)
+    assert (out.reshape(width, 50)[:, 1 : width + 1] == 2 * square).all()
+
+
+@pytest.mark.parametrize("length, blocks", [(1, 1), (1000, 32), (1001, 32), (1023, 32), (64, 4), (67, 4)])
+def test_blocks_cover_a_chain(length, blocks):
+    layout = Layout((2, 3), length, 4, 16, blocks)
+    sizes = np.diff(layout.starts)
+    assert layout.starts[0] == 0 and layout.starts[-1] == length
+    assert sizes[-1] == layout.steps and (sizes >= layout.steps - 1).all()
+    messages = layout.messages(torch.empty(0))
+    assert messages.shape == (2, 3, blocks, layout.steps + 1, 4) and layout.fits(messages, layout.scales(messages))
+    assert not layout.fits(messages.contiguous(), layout.scales(messages)) or layout.lanes == 1
+
+
+def test_only_what_is_short_of_lanes_is_cut():
+    assert layout_of((64,), 10_000, 4, torch.float32).blocks == 1
+    assert layout_of((), 10_000, 4, torch.float32).blocks > 8
+    assert layout_of((), 10_000, 100, torch.float32).blocks == 1
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (2, 0, 1), (1, 2, 0), (2, 1, 0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [3, 20])
+def test_any_order_of_memory(order, dtype, size):
+    emission = torch.randn(19, 45, size, dtype=dtype)
+    back = [order.index(d) for d in range(3)]
+    strided = emission.permute(order).contiguous().permute(back).requires_grad_()
+    transition = torch.randn(1, size, size, dtype=dtype)
+    results = []
+    for x in (emission.requires_grad_(), strided):
+        message = chain_message(transition, x)
+        results.append([message, *torch.autograd.grad(message.sum(), x)])
+    assert_close(results[1], results[0])
+
+
+def test_shared_emissions_are_read_not_expanded():
+    transition = torch.randn(1, 3, 3)
+    row = torch.randn(200, 3)
+    shared = chain_message(transition, row.expand(50, 200, 3))
+    assert_close(shared, chain_message(transition, row).expand(50, 3))
+    memory = cpu.places(torch.Size((50, 200, 3)), (0, 3, 1), True, layout_of((50,), 200, 3, torch.float32), 1)
+    assert memory.extent == 600
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_left_to_right_chains_underflow_into_log_space(dtype):
+    # Once state 2 is reached it is never left, and late observations speak against it: messages differ by 1e5 nats.
+    transition = torch.tensor([[0.9, 0.1, 0.0], [0.0, 0.9, 0.1], [0.0, 0.0, 1.0]], dtype=dtype).log()[None]
+    emission = torch.randn(5, 700, 3, dtype=dtype) * 100
+    emission[3] /= 100
+    inputs = [transition.requires_grad_(), emission.requires_grad_()]
+    message = chain_message(*inputs)
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    wanted = sequential(*exact, torch.zeros(3).double()[None], 700, 1)
+    loose = dtype == torch.float32
+    assert_close(message.double(), wanted, rtol=1e-6 if loose else 1e-10, atol=0)
+    for g, w in zip(torch.autograd.grad(message.sum(), inputs), torch.autograd.grad(wanted.sum(), exact), strict=True):
+        g, w = torch.nan_to_num(g), torch.nan_to_num(w)
+        assert_close(g.double(), w, rtol=2e-3 if loose else 1e-9, atol=2e-3 if loose else 1e-9)
+
+
+def test_a_not_a_number_stays_one():
+    emission = torch.zeros(20, 30, 3)
+    emission[4, 7, 1] = torch.nan
+    message = chain_message(torch.zeros(1, 3, 3), emission)
+    assert message[4].isnan().all() and message[:4].isfinite().all() and message[5:].isfinite().all()
+
+
+def test_the_best_path_is_the_gradient_of_the_max_semiring():
+    transition, emission = torch.randn(1, 3, 3).double(), torch.randn(4, 50, 3).double().requires_grad_()
+    message = chain_message(transition, emission, semiring=MAX)
+    (indicator,) = torch.autograd.grad(message[:, 1].sum(), emission)
+    assert ((indicator == 0) | (indicator == 1)).all() and (indicator.sum(-1) == 1).all()
+    path = indicator.argmax(-1)
+    before = torch.cat([torch.full((4, 1), 1), path[:, :-1]], 1)
+    weight = transition[0][before, path] + emission.gather(-1, path[..., None])[..., 0]
+    assert_close(weight.sum(-1), message[:, 1])
+
+
+def test_ties_go_to_the_first_path():
+    emission = torch.zeros(5, 3).requires_grad_()
+    (indicator,) = torch.autograd.grad(chain_message(torch.zeros(1, 3, 3), emission, semiring=MAX)[2], emission)
+    assert_close(indicator, torch.tensor([1.0, 0.0, 0.0]).expand(5, 3))
+
+
+@pytest.mark.parametrize("size", [200, 256])
+def test_hundreds_of_states(size):
+    inputs = torch.randn(1, size, size).double(), torch.randn(3, 6, size).double()
+    assert_close(chain_message(*inputs), chain_message(*inputs, strategy="sequential"))
+
+
+def test_an_empty_batch():
+    emission = torch.zeros(0, 4, 2, requires_grad=True)
+    message = chain_message(torch.zeros(1, 2, 2), emission)
+    assert message.shape == (0, 2)
+    message.sum().backward()
+    assert emission.grad.shape == (0, 4, 2)
+
+
+def test_cut_and_run():
+    assert cut(5, 2) == [(0, 3), (3, 5)]
+    seen = []
+    run([lambda k=k: seen.append(k) for k in range(3)])
+    assert sorted(seen) == [0, 1, 2]
+    with pytest.raises(ZeroDivisionError):
+        run([lambda: None, lambda: 1 / 0])
+
+
+def test_importing_the_operator_does_not_import_numba():
+    check = "import sys, symhmm.chains.operator; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", check]).returncode == 0
+
+
+def test_memory_of_value_and_gradient_is_three_times_the_emissions():
+    # Beyond the emissions themselves: the saved messages and the gradient, and little else.
+    from resource import RUSAGE_SELF, getrusage
+
+    chain_message(torch.zeros(1, 4, 4), torch.zeros(1, 3000, 4), strategy="kernel")
+    emission = torch.zeros(40, 100_000, 4).requires_grad_()
+    size = emission.numel() * 4 / 1024
+    before = getrusage(RUSAGE_SELF).ru_maxrss
+    (gradient,) = torch.autograd.grad(chain_message(torch.zeros(1, 4, 4), emission).sum(), emission)
+    assert gradient.sum() > 0
+    assert getrusage(RUSAGE_SELF).ru_maxrss - before < 3 * size
