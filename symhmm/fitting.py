@@ -14,8 +14,9 @@ from torch import Tensor
 from symhmm.compiler.density import Density, compile
 from symhmm.errors import FitError
 from symhmm.graph import FactorGraph
-from symhmm.infer import mle, svi
+from symhmm.infer import laplace_fit, mle, svi
 from symhmm.infer.information import Information, count_observations, information, interval, standard_errors
+from symhmm.infer.laplace import laplace
 from symhmm.infer.target import Target, target
 from symhmm.tables.results import LOG_LIKELIHOOD, Estimate, Optima, Status, Table, label
 
@@ -23,6 +24,7 @@ METHODS: dict[str, Callable[..., Estimate]] = {
     "mle": partial(mle.run, method="mle"),
     "map": partial(mle.run, method="map"),
     "svi": svi.run,
+    "laplace": laplace_fit.run,
 }
 AFFORDABLE = 400  # free coordinates up to which standard errors are computed
 DRAWS = 1000  # of the posterior, for means and intervals on the natural scale
@@ -41,11 +43,12 @@ def fit(
     Args:
         program: a Pyro program or factor graph with its ``args``, or a `Density` that `compile` made of them.
         method: ``mle`` (maximum likelihood; every free value is a ``pyro.param``), ``map`` (joint maximum of parameters
-            and latents) or ``svi`` (parameters as points, latents integrated by a variational posterior).
+            and latents), ``laplace`` (maximum likelihood with the random effects integrated out, by Laplace's approximation
+            or exactly) or ``svi`` (parameters as points, latents integrated by a variational posterior).
         seed: of everything random; the same seed on the same machine gives the same numbers.
         fix: constrained values to hold, by name.
-        options: of the driver, among them ``restarts``, ``progress`` and ``checkpoint``; see `symhmm.infer.mle.run` and
-            `symhmm.infer.svi.run`.
+        options: of the driver, among them ``restarts``, ``progress`` and ``checkpoint``; see `symhmm.infer.mle.run`,
+            `symhmm.infer.laplace_fit.run` and `symhmm.infer.svi.run`.
 
     Raises:
         FitError: before any work, for an unknown method or option, nothing to fit, or a method that does not suit the
@@ -91,6 +94,25 @@ class Fit:
         return self.estimate.values
 
     @property
+    def objective(self) -> float:
+        """What was maximised, nats; ``estimate.objective_name`` says what it is."""
+        return self.estimate.objective
+
+    @property
+    def aic(self) -> float:
+        """Akaike's criterion from the marginal likelihood (an upper bound where only an ELBO is known; see summary).
+
+        Raises:
+            FitError: the objective is a joint density.
+        """
+        return self._criterion(2.0)
+
+    @property
+    def bic(self) -> float:
+        """Schwarz's criterion, with the number of observed values as the sample size. Raises like `aic`."""
+        return self._criterion(log(max(self.n_observations, 1)))
+
+    @property
     def status(self) -> Status:
         """How the fit ended, with causes and the next thing to try."""
         return self.estimate.status
@@ -107,11 +129,15 @@ class Fit:
 
     @cached_property
     def information(self) -> Information | None:
-        """Observed information of the free values at a maximum; None after ``svi`` or where it costs too much."""
-        free = self._target
-        if self.estimate.posterior is not None or free.size > AFFORDABLE or self.estimate.objective == -torch.inf:
+        """Observed information of the free values at a maximum; None after ``svi`` or where it costs too much.
+
+        After ``laplace`` it is that of the marginal likelihood.
+        """
+        free, integrated = self._target, bool(self.estimate.integrated)
+        points = self.estimate.posterior is None or integrated
+        if not points or free.size > AFFORDABLE or self.estimate.objective == -torch.inf:
             return None
-        return information(free, self.estimate.vector)
+        return information(free, free.start)
 
     def fixed_effects(self) -> Table:
         """Parameters and latents outside every plate: estimate, standard error, 95 percent interval, natural scale.
@@ -140,7 +166,8 @@ class Fit:
     def random_effects(self, plate: str | None = None) -> Table:
         """Effects of each member of ``plate`` (of all plates if None) with their uncertainty, one row per number.
 
-        After ``svi``: mean, standard deviation and 95 percent interval of the posterior. After ``map``: the joint mode.
+        After ``svi``: mean, standard deviation and 95 percent interval of the posterior. After ``laplace``: the same of the
+        normal distribution around the conditional mode, given the fixed effects. After ``map``: the joint mode.
 
         Raises:
             FitError: the program has no random effects of that plate.
@@ -213,15 +240,9 @@ class Fit:
         est, n = self.estimate, self.n_observations
         counted = " + ".join(f"{name} {k}" for name, k in est.counts.items())
         lines = [f"free values     {est.n_parameters} = {counted}; {n} observations"]
-        prior = any(not e.is_param and not e.plates for e in self.density.layout.entries)
-        if not isfinite(est.objective) or prior or est.method == "map":
+        if self._evidence is None:
             return lines
-        value, why = est.objective, ""
-        if est.objective_name != LOG_LIKELIHOOD:
-            why = " (of the ELBO: an upper bound of the true one)"
-            if est.marginal is not None:
-                value, why = est.marginal[0], f" (importance-weighted, +- {2 * est.marginal[1]:.2g})"
-        k = est.n_parameters
+        (value, why), k = self._evidence, est.n_parameters
         lines.append(f"AIC {2 * k - 2 * value:.2f}, BIC {k * log(max(n, 1)) - 2 * value:.2f}{why}")
         if self.information is not None and self.information.rank < k:
             k = self.information.rank
@@ -229,13 +250,39 @@ class Fit:
         return lines
 
     @cached_property
+    def _evidence(self) -> tuple[float, str] | None:
+        """What AIC and BIC may be made of, and a remark on it; None for a joint density, which is no likelihood."""
+        est = self.estimate
+        prior = any(not e.is_param and not e.plates for e in self.density.layout.entries)
+        if not isfinite(est.objective) or prior or est.method == "map":
+            return None
+        if est.objective_name == LOG_LIKELIHOOD:
+            return est.objective, ""
+        if est.marginal is not None:
+            return est.marginal[0], f" (importance-weighted, +- {2 * est.marginal[1]:.2g})"
+        return est.objective, " (of the ELBO: an upper bound of the true one)"
+
+    def _criterion(self, penalty: float) -> float:
+        if self._evidence is None:
+            raise FitError(
+                f"there is no marginal likelihood after method={self.estimate.method!r}, so no AIC or BIC.",
+                details=[f"its objective is the {self.estimate.objective_name}"],
+                suggestion="method='mle', or 'svi' for a program with random effects and no priors",
+            )
+        return penalty * self.estimate.n_parameters - 2 * self._evidence[0]
+
+    @cached_property
     def _target(self) -> Target:
-        return target(self.density, {n: self.values[n] for n in self.estimate.fixed}, self.estimate.method)
+        """What was maximised, started at the estimate."""
+        gone = self.estimate.integrated
+        density: Any = laplace(self.density, over=gone) if gone else self.density
+        values = {n: v for n, v in self.values.items() if n not in gone}
+        return target(density, {n: values[n] for n in self.estimate.fixed}, self.estimate.method, values)
 
     @cached_property
     def _errors(self) -> dict[str, Tensor]:
         found = self.information
-        return {} if found is None else standard_errors(self._target, self.estimate.vector, found)
+        return {} if found is None else standard_errors(self._target, self._target.start, found)
 
     @cached_property
     def _draws(self) -> dict[str, Tensor]:

@@ -1,3 +1,5 @@
+import math
+
 import closed_forms as cf
 import pyro
 import pyro.distributions as dist
@@ -21,6 +23,9 @@ def test_summary_of_a_maximum_has_everything():
     assert "central differences of the exact gradient" in text
     assert f.status.ok
     assert f.n_observations == 50
+    assert f.objective == pytest.approx(value)
+    assert f.aic == pytest.approx(4 - 2 * value)
+    assert f.bic == pytest.approx(2 * math.log(50) - 2 * value)
 
 
 def test_standard_errors_are_the_known_ones():
@@ -106,6 +111,8 @@ def test_summary_of_a_bound_labels_it(mixed):
 def test_joint_modes_give_no_information_criterion():
     f = fit(cf.with_prior, cf.sample(), method="map")
     assert "AIC" not in repr(f.summary())
+    with pytest.raises(FitError, match="no marginal likelihood"):
+        f.aic  # noqa: B018
     assert "log-posterior density" in repr(f.summary())
 
 

@@ -83,7 +83,7 @@ def capture(
     given, sites = Inputs(values, subsamples), OpenSiteMessenger if open else SiteMessenger
     with _LOCK, _checks_restored(), nullcontext(given) if open else _isolated(given) as inputs:
         arguments = _dense(tuple(args)), _dense(dict(kwargs or {}))
-        call = _Call(program, *arguments, inputs, Distribution._validate_args, sites)
+        call = _Call(program, *arguments, inputs, pyro.poutine.util.is_validation_enabled(), sites)
         if recipe is not None:
             try:
                 return _finish(_run(call, recipe), recipe)
