@@ -1,14 +1,15 @@
-"""Hidden paths of chains whose initial states are known: exact posterior draws and best paths (numba)."""
+"""Hidden paths of chains whose initial states are known: exact posterior draws and best paths."""
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
+from numpy.typing import NDArray
 from torch import Tensor
 
-from symhmm.chains.jit import kernel
+from symhmm.chains import path_steps
 from symhmm.chains.threads import cut, run, thread_count
 
 BLOCK = 256  # steps whose tables of choices are held at once
@@ -73,7 +74,7 @@ def messages(
     )
     arrays = _arrays(found)
     threads = thread_count(count * length * states * size * (2e-9 if maximise else 8e-9), max(count, 1))
-    run([partial(_recursion, *part, maximise, *arrays) for part in cut(count, threads)])
+    run([partial(path_steps.recursion, *part, maximise, *arrays) for part in cut(count, threads)])
     return found
 
 
@@ -94,7 +95,7 @@ def draw(found: Messages, rows: Tensor, start: Tensor, generator: torch.Generato
     keys = torch.randint(2**63 - 1, rows.shape, generator=generator).numpy().view(np.uint64)
     threads = thread_count(rows.numel() * found.length * 5e-9, max(len(chains), 1))
     run([
-        partial(_draw, *part, chains, starts, order, state, keys, *_arrays(found), BLOCK, paths.numpy())
+        partial(path_steps.draw, *part, chains, starts, order, state, keys, *_arrays(found), BLOCK, paths.numpy())
         for part in cut(len(chains), threads)
     ])  # fmt: skip
     return paths
@@ -108,7 +109,7 @@ def follow(found: Messages, rows: Tensor, start: Tensor) -> Tensor:
     paths, _, _, _, state = _by_chain(found, rows, start)
     threads = thread_count(rows.numel() * found.length * 5e-9, max(rows.numel(), 1))
     run([
-        partial(_follow, *part, rows.numpy(), state, *_arrays(found), paths.numpy())
+        partial(path_steps.follow, *part, rows.numpy(), state, *_arrays(found), paths.numpy())
         for part in cut(rows.numel(), threads)
     ])  # fmt: skip
     return paths
@@ -119,14 +120,16 @@ def _rows(own: list[int], batch: torch.Size) -> Tensor:
     return torch.arange(own_size.numel()).reshape(own_size).expand(batch).reshape(-1).contiguous()
 
 
-def _arrays(found: Messages) -> tuple[np.ndarray, ...]:  # type: ignore[type-arg]
+def _arrays(found: Messages) -> tuple[NDArray[Any], ...]:
     return (
         found.transition.numpy(), found.transition_rows.numpy(), found.emission.numpy(), found.emission_rows.numpy(),
         found.stops.numpy(), found.values.numpy(),
     )  # fmt: skip
 
 
-def _by_chain(found: Messages, rows: Tensor, start: Tensor) -> tuple[Tensor, ...]:
+def _by_chain(
+    found: Messages, rows: Tensor, start: Tensor
+) -> tuple[Tensor, NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
     """An empty result, and the paths sorted by chain: their order, the chains, where each begins, and the states."""
     size = found.transition.shape[-1]
     dtype = torch.int8 if size <= 127 else torch.int16
@@ -135,110 +138,3 @@ def _by_chain(found: Messages, rows: Tensor, start: Tensor) -> tuple[Tensor, ...
     chains, counts = torch.unique_consecutive(rows[order], return_counts=True)
     starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     return paths, order.numpy(), chains.numpy(), starts.numpy(), start.to(torch.int64).clone().numpy()
-
-
-@kernel
-def _recursion(first, last, maximise, transition, t_rows, emission, e_rows, stops, values):
-    length, states = values.shape[1] - 1, values.shape[2]
-    size = transition.shape[3]
-    rest = states // size
-    moving, varying = transition.shape[1] > 1, emission.shape[1] > 1
-    arrival = np.empty(states)
-    for r in range(first, last):
-        a, e = transition[t_rows[r]], emission[e_rows[r]]
-        for t in range(length, stops[r] - 1, -1):
-            values[r, t] = 0.0
-        for t in range(stops[r] - 1, -1, -1):
-            at, et = t if moving else 0, t if varying else 0
-            for s in range(states):
-                arrival[s] = e[et, s % size] + values[r, t + 1, s]
-            for s in range(states):
-                to = (s % rest) * size
-                best = -np.inf
-                for j in range(size):
-                    best = max(best, a[at, s, j] + arrival[to + j])
-                if not maximise and best > -np.inf:
-                    total = 0.0
-                    for j in range(size):
-                        total += np.exp(a[at, s, j] + arrival[to + j] - best)
-                    best += np.log(total)
-                values[r, t, s] = best
-
-
-@njit(nogil=True, inline="always")
-def _uniform(key, t):
-    """Number t of the stream ``key``, in [0, 1): splitmix64 (Steele, Lea and Flood 2014)."""
-    x = key + np.uint64(t + 1) * np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    x = x ^ (x >> np.uint64(31))
-    return (x >> np.uint64(11)) * 1.1102230246251565e-16
-
-
-@kernel
-def _draw(
-    first, last, chains, starts, order, state, keys,
-    transition, t_rows, emission, e_rows, stops, values, block, paths,
-):  # fmt: skip
-    length, states = values.shape[1] - 1, values.shape[2]
-    size = transition.shape[3]
-    rest = states // size
-    moving, varying = transition.shape[1] > 1, emission.shape[1] > 1
-    below = np.empty((min(block, length), states, size))
-    for g in range(first, last):
-        r = chains[g]
-        a, e = transition[t_rows[r]], emission[e_rows[r]]
-        for begin in range(0, length, block):
-            end = min(begin + block, length)
-            for t in range(begin, end):
-                at, et = t if moving else 0, t if varying else 0
-                for s in range(states):
-                    to = (s % rest) * size
-                    # Weights relative to the largest one: the message of s itself is their sum up to rounding.
-                    peak = -np.inf
-                    for j in range(size):
-                        peak = max(peak, a[at, s, j] + e[et, j] + values[r, t + 1, to + j])
-                    total, possible = 0.0, 0
-                    for j in range(size):
-                        weight = 0.0
-                        if peak > -np.inf:
-                            weight = np.exp(a[at, s, j] + e[et, j] + values[r, t + 1, to + j] - peak)
-                        if weight > 0.0:
-                            possible = j
-                        total += weight
-                        below[t - begin, s, j] = total
-                    for j in range(size):
-                        # Rounding must not let a number fall behind the last state that is possible.
-                        below[t - begin, s, j] = 2.0 if j >= possible else below[t - begin, s, j] / total
-            for i in range(starts[g], starts[g + 1]):
-                p = order[i]
-                s, key = state[p], keys[p]
-                for t in range(begin, end):
-                    u = _uniform(key, t)
-                    j = 0
-                    while u >= below[t - begin, s, j]:
-                        j += 1
-                    paths[p, t] = j
-                    s = (s % rest) * size + j
-                state[p] = s
-
-
-@kernel
-def _follow(first, last, rows, state, transition, t_rows, emission, e_rows, stops, values, paths):
-    length, states = values.shape[1] - 1, values.shape[2]
-    size = transition.shape[3]
-    rest = states // size
-    moving, varying = transition.shape[1] > 1, emission.shape[1] > 1
-    for p in range(first, last):
-        r, s = rows[p], state[p]
-        a, e = transition[t_rows[r]], emission[e_rows[r]]
-        for t in range(length):
-            at, et = t if moving else 0, t if varying else 0
-            to = (s % rest) * size
-            best, choice = -np.inf, 0
-            for j in range(size):
-                x = a[at, s, j] + e[et, j] + values[r, t + 1, to + j]
-                if x > best:
-                    best, choice = x, j
-            paths[p, t] = choice
-            s = to + choice
