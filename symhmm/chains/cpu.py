@@ -9,10 +9,9 @@ from torch import Tensor
 
 from symhmm.chains.careful import careful_backward, careful_forward
 from symhmm.chains.joins import identity, join_backward, join_forward, read_terminal
-from symhmm.chains.lanes_backward import lanes_backward
-from symhmm.chains.lanes_forward import lanes_forward
 from symhmm.chains.layout import Layout, common_batch, layout_of
 from symhmm.chains.places import LIKE, Array, Places, idle, memory, places, terms
+from symhmm.chains.sizes import lane_kernel
 from symhmm.chains.threads import cut, run, thread_count
 
 
@@ -42,6 +41,7 @@ def forward(
     message = transition.new_empty([*batch, states])
     if layout.chains == 0:
         return message, messages, scales, links
+    lanes_forward = lane_kernel("lanes_forward", size, rest, layout.chains * length)
     addresses = transition.data_ptr(), emission.data_ptr(), messages.data_ptr(), scales.data_ptr()
     like = LIKE[transition.dtype]
 
@@ -121,6 +121,7 @@ def backward(
         layout.chains, layout.blocks, states, weights, fast,
         links.expand(*batch, *links.shape[-3:]).reshape(-1).numpy(), stored, padded, starting,
     )  # fmt: skip
+    lanes_backward = lane_kernel("lanes_backward", size, rest, layout.chains * length)
     groups = padded // layout.width
     parts = cut(groups, thread_count(2 * _seconds(layout, groups, size, f), groups))
     g_transition = _Accumulator(transition, 3, layout, len(parts), written=False)

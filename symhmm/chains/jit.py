@@ -8,11 +8,12 @@ from typing import Any
 from numba import njit
 
 # numba recompiles a function when its own file changes, not when a function changes that was inlined into it.
-_SOURCES = sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
+_FILES = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+_SOURCES = sha256(b"".join(text for text in _FILES if b"chains.jit import kernel" in text)).hexdigest()
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function on its first call; the machine code is reused until any file of this folder changes."""
+    """Compile a function on its first call; the machine code is reused until any file of kernels changes."""
     try:
         dispatcher = njit(nogil=True, cache=True)(function)
     except RuntimeError:  # numba found no folder that it may write to

@@ -11,6 +11,7 @@ from symhmm.chains.simd import (
     fill,
     finite_or_zero,
     fma,
+    lanes_of,
     larger,
     load,
     rows_to_lanes,
@@ -19,12 +20,14 @@ from symhmm.chains.simd import (
 )
 
 CHUNK = 32  # steps whose emissions are transposed into lanes at a time: small enough for the first-level cache
+SIZE = 0  # the number of states, in the copies of these functions that are made for one; see `symhmm.chains.sizes`
 
 
 @kernel
 def read_matrix(matrix, peaks, shared, base, step, states, size, transition, t_row, t_time, t_from, t_to):
     """Exponentials of the transition terms relative to their largest one: [S, K] if all lanes share, else [S, K, lanes]."""
-    width = peaks.size
+    size, states = SIZE or size, SIZE or states
+    width = lanes_of(peaks)
     count = states * size * (1 if shared else width)
     for s in range(states):
         for j in range(size):
@@ -51,8 +54,10 @@ def read_matrix(matrix, peaks, shared, base, step, states, size, transition, t_r
 
 
 @kernel
-def read_emission(tile, base, first, last, size, emission, e_row, e_time, e_to, width):
+def read_emission(tile, base, first, last, size, emission, e_row, e_time, e_to):
     """Transpose the emission terms of some steps into [step, K, lanes]."""
+    width = lanes_of(tile)
+    size = SIZE or size
     side_by_side = True
     for lane in range(1, width):
         side_by_side &= e_row[base + lane] == e_row[base] + lane
@@ -88,8 +93,10 @@ def read_emission(tile, base, first, last, size, emission, e_row, e_time, e_to, 
 
 
 @kernel
-def towards_start(out, matrix, shared, arrival, size, rest, width):
+def towards_start(out, matrix, shared, arrival, size, rest):
     """out[i, r] = sum_j matrix[i, r, j] arrival[r, j]."""
+    width = lanes_of(out)
+    size, rest = SIZE or size, 1 if SIZE else rest
     one = 1 if shared else width
     row = rest * size * one
     for r in range(rest):
@@ -108,7 +115,6 @@ def towards_start(out, matrix, shared, arrival, size, rest, width):
                 v,
                 width,
                 size,
-                width,
             )
             i += 8
         while i < size:
@@ -121,8 +127,10 @@ def towards_start(out, matrix, shared, arrival, size, rest, width):
 
 
 @kernel
-def towards_end(out, matrix, shared, departure, size, rest, width):
+def towards_end(out, matrix, shared, departure, size, rest):
     """out[r, j] = sum_i departure[i, r] matrix[i, r, j]."""
+    width = lanes_of(out)
+    size, rest = SIZE or size, 1 if SIZE else rest
     one = 1 if shared else width
     row = rest * size * one
     for r in range(rest):
@@ -141,7 +149,6 @@ def towards_end(out, matrix, shared, departure, size, rest, width):
                 r * width,
                 rest * width,
                 size,
-                width,
             )
             j += 8
         while j < size:
@@ -154,7 +161,7 @@ def towards_end(out, matrix, shared, departure, size, rest, width):
 
 
 @kernel
-def _eight(out, o, o_gap, matrix, k, k_row, k_next, one, vector, v, v_next, count, width):
+def _eight(out, o, o_gap, matrix, k, k_row, k_next, one, vector, v, v_next, count):
     """Eight sums of products that share the vector: so many independent chains of additions hide their latency."""
     a = b = c = d = e = f = g = h = fill(vector, 0.0)
     k4 = k + 4 * k_row

@@ -3,13 +3,14 @@
 import numpy as np
 
 from symhmm.chains.jit import kernel
-from symhmm.chains.lane_steps import CHUNK, read_emission, read_matrix, towards_end
+from symhmm.chains.lane_steps import CHUNK, SIZE, read_emission, read_matrix, towards_end
 from symhmm.chains.simd import (
     accumulate,
     exp,
     fill,
     finite_or_zero,
     fma,
+    lanes_of,
     lanes_to_rows,
     larger,
     load,
@@ -42,8 +43,8 @@ def lanes_backward(
     transition, emission = numbers_at(transition_at, like), numbers_at(emission_at, like)
     messages, scales = numbers_at(messages_at, like), numbers_at(scales_at, like)
     g_transition, g_emission = numbers_at(g_transition_at, like), numbers_at(g_emission_at, like)
-    width = 64 // emission.itemsize
-    states = size * rest
+    size, rest = SIZE or size, 1 if SIZE else rest
+    width, states = lanes_of(emission), size * rest
     dtype = emission.dtype
     matrix = np.empty((states * size + width) * (1 if shared else width), dtype)
     t_peaks = np.zeros(width, dtype)
@@ -72,7 +73,7 @@ def lanes_backward(
         chunks = 0
         for low in range(0, steps, CHUNK):
             top = min(steps, low + CHUNK)
-            read_emission(tile, base, low, top, size, emission, e_row, e_time, e_to, width)
+            read_emission(tile, base, low, top, size, emission, e_row, e_time, e_to)
             for step in range(low, top):
                 if not constant:
                     read_matrix(
@@ -87,7 +88,7 @@ def lanes_backward(
                 for k in range(0, size * width, width):
                     store(weights, k, exp(load(tile, at + k) - peak) * scale)
                     store(tile, at + k, zero)
-                towards_end(there, matrix, shared, here, size, rest, width)
+                towards_end(there, matrix, shared, here, size, rest)
                 message = ((step + 1) * states) * lanes + base
                 for r in range(rest):
                     for k in range(size):
@@ -114,11 +115,11 @@ def lanes_backward(
                         departures, arrivals, pair, size, rest, flows, width, idle, step == steps - 1,
                     )  # fmt: skip
             if constant:
-                _count(counts, departures, arrivals, top - low, size, rest, width)
+                _count(counts, departures, arrivals, top - low, size, rest)
                 chunks += 1
                 if chunks % FLUSH == 0:
                     _flush(sums, counts, width)
-            _write_emission(g_emission, ge_row, ge_time, ge_add, tile, base, low, top, used, idle, steps, size, width)
+            _write_emission(g_emission, ge_row, ge_time, ge_add, tile, base, low, top, used, idle, steps, size)
         if constant:
             _flush(sums, counts, width)
             _add_counts(g_transition, gt_row, base, used, sums, matrix, shared, states * size, width)
@@ -128,8 +129,10 @@ def lanes_backward(
 
 
 @kernel
-def _count(counts, departures, arrivals, steps, size, rest, width):
+def _count(counts, departures, arrivals, steps, size, rest):
     """counts[i, r, j] += sum over steps of departures[i, r] arrivals[r, j], in squares of four i and four j."""
+    width = lanes_of(counts)
+    size, rest = SIZE or size, 1 if SIZE else rest
     column = CHUNK * width
     gap, row = rest * column, rest * size * width
     for r in range(rest):
@@ -141,7 +144,7 @@ def _count(counts, departures, arrivals, steps, size, rest, width):
                 u, v = (i * rest + r) * column, (r * size + j) * column
                 k = ((i * rest + r) * size + j) * width
                 if four_i and j + 4 <= size:
-                    _count_square(counts, departures, arrivals, steps, width, k, row, u, gap, v, column)
+                    _count_square(counts, departures, arrivals, steps, k, row, u, gap, v, column)
                     j += 4
                     continue
                 for di in range(4 if four_i else 1):
@@ -154,7 +157,8 @@ def _count(counts, departures, arrivals, steps, size, rest, width):
 
 
 @kernel
-def _count_square(counts, departures, arrivals, steps, width, k, row, u, gap, v, column):
+def _count_square(counts, departures, arrivals, steps, k, row, u, gap, v, column):
+    width = lanes_of(counts)
     zero = fill(counts, 0.0)
     a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = c0 = c1 = c2 = c3 = d0 = d1 = d2 = d3 = zero
     for step in range(0, steps * width, width):
@@ -224,8 +228,10 @@ def _add_step(
 
 
 @kernel
-def _write_emission(g_emission, ge_row, ge_time, ge_add, tile, base, low, top, used, idle, steps, size, width):
+def _write_emission(g_emission, ge_row, ge_time, ge_add, tile, base, low, top, used, idle, steps, size):
     """Transpose the gradients of some steps back from lanes to rows."""
+    width = lanes_of(tile)
+    size = SIZE or size
     if ge_add and _same(ge_row, base, width):
         for t in range(low, top):
             for k in range(size):

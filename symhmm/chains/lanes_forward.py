@@ -7,7 +7,7 @@ without being impossible, marks its lane; the caller repeats such chains in log 
 import numpy as np
 
 from symhmm.chains.jit import kernel
-from symhmm.chains.lane_steps import CHUNK, read_emission, read_matrix, towards_start
+from symhmm.chains.lane_steps import CHUNK, SIZE, read_emission, read_matrix, towards_start
 from symhmm.chains.simd import (
     accumulate,
     any_below,
@@ -15,6 +15,7 @@ from symhmm.chains.simd import (
     exponent,
     fill,
     finite_or_zero,
+    lanes_of,
     larger,
     load,
     numbers_at,
@@ -74,8 +75,8 @@ def lanes_forward(
     """
     transition, emission = numbers_at(transition_at, like), numbers_at(emission_at, like)
     messages, scales = numbers_at(messages_at, like), numbers_at(scales_at, like)
-    width = 64 // emission.itemsize
-    states = size * rest
+    size, rest = SIZE or size, 1 if SIZE else rest
+    width, states = lanes_of(emission), size * rest
     dtype = emission.dtype
     matrix = np.empty((states * size + width) * (1 if shared else width), dtype)
     t_peaks = np.zeros(width, dtype)
@@ -113,7 +114,7 @@ def lanes_forward(
         top = steps
         while top > 0:
             low = max(0, top - CHUNK)
-            read_emission(tile, base, low, top, size, emission, e_row, e_time, e_to, width)
+            read_emission(tile, base, low, top, size, emission, e_row, e_time, e_to)
             for step in range(top - 1, low - 1, -1):
                 if keep:
                     for s in range(states):
@@ -132,7 +133,7 @@ def lanes_forward(
                     for r in range(rest):
                         s = (r * size + k) * width
                         store(arrival, s, e * load(after, s))
-                towards_start(before, matrix, shared, arrival, size, rest, width)
+                towards_start(before, matrix, shared, arrival, size, rest)
                 smallest = load(before, 0)
                 for s in range(width, states * width, width):
                     smallest = smaller(smallest, load(before, s))

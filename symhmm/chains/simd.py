@@ -84,6 +84,17 @@ def numbers_at(address, like):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def lanes_of(typing: Any, array: Any) -> Any:
+    """How many numbers of the array's type a vector holds, known to the compiler."""
+    width = VECTORS[array.dtype].width
+
+    def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
+        return context.get_constant(types.intp, width)
+
+    return types.intp(array), code
+
+
+@intrinsic
 def load(typing: Any, array: Any, index: Any) -> Any:
     """The vector at ``array[index : index + width]``."""
     kind = VECTORS[array.dtype]
