@@ -27,7 +27,7 @@ def series(length: int):
 @row(ROWS, "hmm", series(8))
 @row(ROWS, "hmm, T = 1", series(1), tier="unrolled")
 @row(ROWS, "hmm, T = 2", series(2), tier="unrolled")
-@row(ROWS, "hmm, T = 3", series(3), tier="unrolled")
+@row(ROWS, "hmm, T = 3", series(3))
 @row(ROWS, "hmm, T = 4", series(4))
 def hmm(y):
     initial, transition, loc = chain_params()
@@ -142,7 +142,7 @@ def factorial(y):
 
 
 @row(ROWS, "second order", series(8))
-@row(ROWS, "second order, T = 5", series(5), tier="unrolled")
+@row(ROWS, "second order, T = 5", series(5))
 @row(ROWS, "second order, T = 3", series(3), tier="unrolled")
 def second_order(y):
     table = pyro.param("table", lambda: torch.rand(3, 3, 3), constraint=constraints.simplex)

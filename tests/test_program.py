@@ -36,7 +36,7 @@ def test_a_constant_transition_is_not_repeated_over_time() -> None:
     graph = capture(hmm, (torch.randn(9),))
     inputs = {f.name: f.inputs for f in graph.factors}
     assert inputs["z_{time}"] == {"z_{time}": 2, "z_{time-1}": 2}
-    assert inputs["y_{time}"] == {"time": 7, "z_{time}": 2}
+    assert inputs["y_{time}"] == {"time": 8, "z_{time}": 2}
     (chain,) = graph.chains.values()
     assert (chain.length, chain.history, chain.first) == (7, 1, 2)
     assert chain.variables[0].initial == ("z_1",)

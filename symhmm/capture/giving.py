@@ -143,6 +143,8 @@ class Giver:
                 record(name, value)
                 return value
             level = self.position.levels[-1]
+            if any(n not in self.inputs.values for n in names[: level.lag]):
+                raise NotVectorisable(f"site {name!r} does not exist at the first steps", level.history)
             if any(n not in self.inputs.values for n in names):
                 for n, row in zip(names, level.unbatch(default()).unbind(), strict=True):
                     self.inputs.get(n, partial(self._copy, row))

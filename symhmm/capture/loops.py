@@ -86,7 +86,7 @@ class LoopRunner:
         total, history = len(items), markov.history
         if total == 0:
             raise DataError(f"the time loop at {where} has no steps.", suggestion="drop empty sequences from the data")
-        lead = max(2 * history, 1) + self.peel
+        lead = max(history, 1) + self.peel
         vector = self.vector and total - lead >= 2 and not markov.keep
         reason = "keep=True lets every step see every other" if markov.keep and self.vector else ""
         loop = Loop(f"loop {len(self.loops)}", where, total, history, lead, tuple(self.position.steps), vector, reason)

@@ -78,7 +78,7 @@ def capture(
     ...         pyro.sample(f"y_{t}", dist.Normal(torch.tensor([-1.0, 1.0])[z], 1.0), obs=y[t])
     >>> graph = capture(program, (torch.zeros(50),))
     >>> [(f.name, f.inputs) for f in graph.factors][-2:]
-    [('z_{time}', {'z_{time}': 2, 'z_{time-1}': 2}), ('y_{time}', {'time': 48, 'z_{time}': 2})]
+    [('z_{time}', {'z_{time-1}': 2, 'z_{time}': 2}), ('y_{time}', {'time': 49, 'z_{time}': 2})]
     """
     given, sites = Inputs(values, subsamples), OpenSiteMessenger if open else SiteMessenger
     with _LOCK, _checks_restored(), nullcontext(given) if open else _isolated(given) as inputs:
@@ -108,6 +108,7 @@ class _Call:
     ) -> None:
         self.program, self.args, self.kwargs, self.inputs, self.check = program, args, kwargs, inputs, check
         self.sites = sites
+        self.history = 0  # the longest of its loops; that many more steps run one by one let first steps differ
 
     def __call__(self) -> None:
         self.program(*self.args, **self.kwargs)
@@ -134,6 +135,8 @@ def _decide(call: _Call, nesting: int | None, verify: bool) -> FactorGraph:
         except NotVectorisable as found:
             if found.peel and recipe.peel + found.peel <= 16:
                 recipe = replace(recipe, peel=recipe.peel + found.peel)
+            elif recipe.peel < call.history and recipe.tier == "vector":
+                recipe = replace(recipe, peel=call.history)
             else:
                 reason = str(found)
                 recipe = Recipe("stacked", recipe.max_plate_nesting)
@@ -141,6 +144,8 @@ def _decide(call: _Call, nesting: int | None, verify: bool) -> FactorGraph:
             error = found.__cause__
             if isinstance(error, RuntimeError) and "vmap" in str(error) and not recipe.fresh:
                 recipe = replace(recipe, fresh=True)
+            elif recipe.peel < call.history:
+                recipe = replace(recipe, peel=call.history)
             else:
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 recipe = Recipe("stacked", recipe.max_plate_nesting)
@@ -211,6 +216,7 @@ def _run(call: _Call, recipe: Recipe, schedule: Schedule | None = None) -> Resul
         raise
     finally:
         runner.close()
+        call.history = max((loop.history for loop in runner.loops.values()), default=0)
         MarkovMessenger.__iter__ = before  # type: ignore[method-assign]
     if runner.incomplete:
         raise NotVectorisable("the loop is left before its end")

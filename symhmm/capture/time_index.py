@@ -122,8 +122,9 @@ class TimeIndex:
         return self.level.batch(torch.tensor(self.values, device=device))
 
     def _uniform(self, use: str) -> int:
+        # The first steps of a pass that stands for previous steps have been run one by one; it only names their states.
         last = self.values[-1]
-        if all(v == last for v in self.values):
+        if all(v == last for v in self.values[self.level.lag :]):
             return last
         settled = next(i for i in range(len(self.values), 0, -1) if self.values[i - 1] != last)
         peel = settled if settled <= MOST_PEELED and len(self.values) - settled >= 2 else 0
@@ -151,7 +152,7 @@ class TimeIndex:
         return int(self._text("", digits=True))
 
     def __index__(self) -> int:
-        # Python lists of states, xs[t] and xs[t - 1], hold one entry per pass: 2 * history concrete ones come first.
+        # Python lists of states, xs[t] and xs[t - 1], hold one entry per pass, after those of the concrete steps.
         return self.values[0] + self.level.history
 
     def __float__(self) -> float:
