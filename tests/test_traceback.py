@@ -1,44 +1,19 @@
 """Traceback against the joint table: the best states score the maximum, and draws have the exact probabilities."""
 
+import random
+
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, note, settings
+from joint_tables import groups, keys_of, log_weight, state_of, table
 from scipy import stats
 from torch.testing import assert_close
 
 from symhmm.compiler.plan import plan
 from symhmm.graph import FactorGraph
-from symhmm.posterior.traceback import DRAW, Chosen, choose, contract
+from symhmm.posterior.traceback import choose, contract
 from symhmm.semiring import LOG, MAX
-from symhmm.testing import enumerate_joint, expand_factor, random_graph, random_graphs
-
-
-def state_of(key, chosen: Chosen, graph: FactorGraph):
-    """Chosen states, one per draw, of a variable of the oracle: its site at one step and its plate members."""
-    site, members = key[0], dict(key[1])
-    for chain in graph.chains.values():
-        for v in chain.variables:
-            if site in v.steps:
-                site, members = v.current, members | {chain.axis: v.steps.index(site)}
-    named = chosen[site]
-    assert set(named.names) == {DRAW, *members}
-    return named.data.permute([named.names.index(n) for n in (DRAW, *members)])[(slice(None), *members.values())].long()
-
-
-def log_weight(graph: FactorGraph, chosen: Chosen):
-    """Log-weight of the chosen states by multiplying all factors, one number per draw (no scales)."""
-    draws = next(iter(chosen.values())).data.shape[0] if chosen else 1
-    total = torch.zeros(draws, dtype=torch.float64)
-    for factor in graph.factors:
-        for cell in expand_factor(factor, graph):
-            states = tuple(state_of(k, chosen, graph) for k in cell.keys)
-            total = total + cell.table.detach()[states]
-    return total
-
-
-def keys_of(graph: FactorGraph):
-    cells = [cell for f in graph.factors for cell in expand_factor(f, graph)]
-    return {k: n for cell in cells for k, n in zip(cell.keys, cell.table.shape, strict=True)}
+from symhmm.testing import enumerate_joint, random_graph, random_graphs
 
 
 @settings(max_examples=80, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
@@ -66,8 +41,6 @@ def test_draws_are_possible_and_the_sum_is_the_density(graph: FactorGraph) -> No
 
 @pytest.mark.parametrize("seed", range(12))
 def test_draws_have_the_joint_probabilities(seed: int) -> None:
-    import random
-
     graph = random_graph(random.Random(seed), max_joint=60, max_time=3, scales=False)
     keys = keys_of(graph)
     found = contract(graph, plan(graph), LOG)
@@ -90,26 +63,3 @@ def test_draws_have_the_joint_probabilities(seed: int) -> None:
             pairs += [(rest[0].item(), rest[1].item())] if rest[1] > 5 else []
             statistic = sum((s - e) ** 2 / e for s, e in pairs)
             assert stats.chi2.sf(statistic, len(pairs) - 1) > 1e-4
-
-
-def groups(graph: FactorGraph):
-    """Connected variables."""
-    found: list[set] = []
-    for factor in graph.factors:
-        for cell in expand_factor(factor, graph):
-            mine = set(cell.keys)
-            touching = [g for g in found if g & mine]
-            found = [g for g in found if not g & mine] + [mine.union(*touching)]
-    return [sorted(g) for g in found if g]
-
-
-def table(graph: FactorGraph, group, keys):
-    """Posterior probabilities of a connected group, one dimension per variable."""
-    joint = torch.zeros([keys[k] for k in group], dtype=torch.float64)
-    for factor in graph.factors:
-        for cell in expand_factor(factor, graph):
-            if cell.keys and set(cell.keys) <= set(group):
-                order = sorted(range(len(cell.keys)), key=lambda i: group.index(cell.keys[i]))
-                shape = [keys[k] if k in cell.keys else 1 for k in group]
-                joint = joint + cell.table.detach().permute(order).reshape(shape)
-    return joint.reshape(-1).softmax(0).reshape(joint.shape)

@@ -2,11 +2,12 @@
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from warnings import warn
 
 import torch
+from funsor.tensor import Tensor as Term
 from torch import Tensor
 
 from symhmm.capture.program import capture
@@ -134,6 +135,15 @@ class Density:
         """The factor graph with its terms evaluated at constrained ``values`` (runs the program)."""
         return self._graph(tuple(self.layout.check(values).values()), self.data)
 
+    def factors_at(self, values: Values) -> FactorGraph:
+        """As `graph_at`, but replayed without running the program; what is no factor stays as captured."""
+        if self.compiled.mode == "eager" or not all(isinstance(f.term, Term) for f in self.graph.factors):
+            return self.graph_at(values)
+        step, constants = self._captured(("factors",))
+        terms = step.body(*self.layout.check(values).values(), *constants)
+        pairs = zip(self.graph.factors, terms, strict=True)
+        return replace(self.graph, factors=tuple(replace(f, term=Term(x, f.term.inputs)) for f, x in pairs))
+
     def nonfinite_sites(self, values: Values) -> tuple[str, ...]:
         """Sites whose factor is NaN or infinite, or impossible in every state, at ``values``; names of the graph."""
         bad = []
@@ -185,11 +195,12 @@ class Density:
                 return _value_and_grad(lambda *values: forward.body(*values, *constants), self.layout, vector)
 
             return trace(gradient, [self.layout.pack(self.initial())], self._inputs(), gradients=True)
-        chosen = self._plan_for(key)
+        chosen = None if key == ("factors",) else self._plan_for(key)
 
-        def density(*inputs: Tensor) -> Tensor:
+        def density(*inputs: Tensor) -> Tensor | list[Tensor]:
             values, data = inputs[: len(start)], inputs[len(start) :] or self.data
-            return lower(self._graph(values, data), chosen)
+            graph = self._graph(values, data)
+            return [f.term.data for f in graph.factors] if chosen is None else lower(graph, chosen)
 
         return trace(density, start, self._inputs())
 

@@ -120,5 +120,5 @@ def evaluated(density: Density, values: Values) -> Evaluated:
         ValuesError: values are missing, unknown or of the wrong shape, as those of a fit to other data are.
     """
     with torch.no_grad():
-        graph = density.graph_at(values)
+        graph = density.factors_at(values)
     return Evaluated(graph, tuple(loops(graph)), ends(graph), density.plan.strategy)

@@ -46,9 +46,9 @@ def smooth(density: Density, values: Values, sites: Iterable[str] | None = None)
     """
     at = evaluated(density, values)
     wanted = at.chosen(sites)
-    probes = {n: _probe(at.graph, n, at.graph.variables[n].frames, (n,)) for site in wanted for n in at.names(site)}
+    probes = {n: probe(at.graph, n, at.graph.variables[n].frames, (n,)) for site in wanted for n in at.names(site)}
     found = derivatives(at, probes)
-    parts = {n: Named(_normalised(x.data, 1), [*x.names[:-1], STATE]) for n, x in found.items()}
+    parts = {n: Named(normalised(x.data, 1), [*x.names[:-1], STATE]) for n, x in found.items()}
     return at.answers("smoothed states", wanted, lambda site: at.joined(site, parts, (STATE,)))
 
 
@@ -65,7 +65,7 @@ def pairwise(density: Density, values: Values, sites: Iterable[str] | None = Non
     wanted = _in_loops(at, sites)
     probes = {n: x for site in wanted for n, x in _pair_probes(at, site).items()}
     found = derivatives(at, probes)
-    parts = {n: Named(_normalised(x.data, 2), [*x.names[:-2], FROM, TO]) for n, x in found.items()}
+    parts = {n: Named(normalised(x.data, 2), [*x.names[:-2], FROM, TO]) for n, x in found.items()}
     return at.answers("pairs of states", wanted, lambda site: at.joined(site, parts, (FROM, TO)))
 
 
@@ -110,7 +110,8 @@ def impossible(graph: FactorGraph) -> GraphError:
 
 def _in_loops(at: Evaluated, sites: Iterable[str] | None) -> list[str]:
     known = at.sites
-    long = [n for n, found in known.items() if found is not None and len(found[1].names) > 1]
+    free = {v.current for c in at.graph.chains.values() for v in c.variables if not v.previous}
+    long = [n for n, x in known.items() if x is not None and len(set(x[1].names)) > 1 and n not in free]
     wanted = [n for n in at.chosen(sites) if sites is not None or n in long]
     for n in wanted:
         if known[n] is None:
@@ -120,7 +121,7 @@ def _in_loops(at: Evaluated, sites: Iterable[str] | None) -> list[str]:
     return wanted
 
 
-def _probe(graph: FactorGraph, name: str, frames: Iterable[str], variables: tuple[str, ...]) -> Factor:
+def probe(graph: FactorGraph, name: str, frames: Iterable[str], variables: tuple[str, ...]) -> Factor:
     """A factor of zeros over some frames and variables, which are its last inputs."""
     sizes = {p: graph.plates[p].size if p in graph.plates else graph.chains[p].length for p in frames}
     sizes |= {n: graph.variables[n].size for n in variables}
@@ -144,7 +145,7 @@ def _pair_probes(at: Evaluated, site: str) -> dict[str, Factor]:
             if not chain.previous:
                 raise GraphError(f"the steps of {site!r} are independent: no pair of them is linked.")
             before = chain.previous[-1]
-        probes[later] = _probe(at.graph, later, frames, (before, later))
+        probes[later] = probe(at.graph, later, frames, (before, later))
     return probes
 
 
@@ -152,7 +153,8 @@ def _chain_variable(graph: FactorGraph, name: str) -> ChainVariable | None:
     return next((v for c in graph.chains.values() for v in c.variables if v.current == name), None)
 
 
-def _normalised(x: Tensor, dims: int) -> Tensor:
+def normalised(x: Tensor, dims: int) -> Tensor:
+    """Derivatives divided by their sum over the last ``dims`` dimensions."""
     # Subsampling and poutine.scale multiply derivatives, not probabilities.
     total = x.sum(tuple(range(-dims, 0)), keepdim=True)
     return x / total

@@ -86,6 +86,9 @@ def _vectorised(graph: FactorGraph, chain: Chain) -> Loop:
             start -= 1
         first = [names[k] for k in range(start, chain.first)]
         out.append(Series(v.current, (*first, *[v.current] * chain.length), start))
+    linked = {v.current for v in chain.variables} | earlier
+    local = [n for n, v in graph.variables.items() if axis in v.frames and n not in linked]
+    out += [Series(n, (n,) * chain.length, chain.first) for n in local]
     return Loop(axis, labels, chain.first, tuple(out), positions)
 
 

@@ -1,0 +1,305 @@
+"""Prefixes: a graph contracted up to each step of a time loop at once, for filters and one-step-ahead predictions.
+
+A chain becomes the products of its first t step matrices for every t (a parallel prefix, Blelloch 1990), and the time
+axis stays in every result that depends on it; the rest of the plan runs as it does for the whole data.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from funsor.tensor import Tensor as Term
+from torch import Tensor
+
+from symhmm.chains.operator import chain_message
+from symhmm.compiler.density import Density
+from symhmm.compiler.lower import Named
+from symhmm.compiler.plan import plan
+from symhmm.compiler.steps import ChainContract, Contract, Plan, PlateProduct
+from symhmm.errors import GraphError
+from symhmm.graph import Factor, FactorGraph
+from symhmm.posterior.evaluated import Evaluated, Values, evaluated
+from symhmm.posterior.marginals import impossible, normalised, probe
+from symhmm.posterior.series import Loop
+from symhmm.posterior.traceback import chain_tables, multiply, plate_product, sum_out
+from symhmm.semiring import LOG, log_sum_exp
+from symhmm.tables.states import STATE, Answers, Labelled
+
+Pair = tuple[Named, Named]
+EXACT = 8  # joint states up to which matrix products are made in log space throughout
+
+
+def filtered(density: Density, values: Values, sites: Iterable[str] | None = None, *, ahead: bool = False) -> Answers:
+    """Probabilities of the states of each step given the data up to it, p(z_t | y_1..y_t).
+
+    Data outside of the loop count in full; effects shared by several individuals are learned from the same steps of all.
+
+    Args:
+        values: constrained parameters and continuous latents.
+        sites: discrete latents of time loops; all of them if None.
+        ahead: leave out the step's own data: one-step-ahead predictions p(z_t | y_1..y_{t-1}).
+
+    Returns:
+        for each site (time, *plates, states).
+
+    Raises:
+        GraphError: the program has no such latent in a time loop, or the loop is not vectorised.
+        IntractableError: the states of two loops depend on each other.
+
+    >>> import symhmm, pyro, pyro.distributions as dist
+    >>> def model():
+    ...     z = torch.tensor(0)
+    ...     for t in pyro.markov(range(3)):
+    ...         z = pyro.sample(f"z_{t}", dist.Categorical(torch.tensor([[0.5, 0.5], [0.0, 1.0]])[z]))
+    >>> filtered(symhmm.compile(model), {})["z_{time}"].values
+    tensor([[0.5000, 0.5000],
+            [0.2500, 0.7500],
+            [0.1250, 0.8750]])
+    """
+    at = evaluated(density, values)
+    known = at.sites
+    wanted = [n for n in at.chosen(sites) if sites is not None or known[n] is not None]
+    if not wanted:
+        raise GraphError("the program has no discrete latent in a time loop.", suggestion="smooth() for the others")
+    parts: dict[str, Named] = {}
+    for site in wanted:
+        found = known[site]
+        if found is None:
+            raise GraphError(f"{site!r} stands in no time loop.", suggestion="smooth() for latents outside of loops")
+        loop = vectorised(found[0])
+        for name in dict.fromkeys(found[1].names):
+            p = probe(at.graph, name, at.graph.variables[name].frames, (name,))
+            final = _without_data(at.graph, loop) if ahead else at.graph
+            with torch.enable_grad():
+                total = _up_to(at, loop, replace(final, factors=(*final.factors, p)), loop.position(name))
+            if not bool(total.data.isfinite().all()):
+                raise impossible(at.graph)
+            (g,) = torch.autograd.grad(total.data.sum(), p.term.data)
+            parts[name] = Named(normalised(g, 1), [*list(p.term.inputs)[:-1], STATE])
+    what = "one-step-ahead states" if ahead else "filtered states"
+    return at.answers(what, wanted, lambda site: at.joined(site, parts, (STATE,)))
+
+
+def step_log_likelihood(density: Density, values: Values, plates: Sequence[str] = ()) -> Labelled:
+    """One-step-ahead log-likelihood log p(y_t | y_1..y_{t-1}) of each step of the program's time loop, nats.
+
+    Args:
+        plates: whose members are kept apart; their terms add up to the log-likelihood of each member.
+
+    Returns:
+        (time, *plates); the sum over time is the log-likelihood of what depends on the loop.
+
+    Raises:
+        GraphError: there is no time loop, or there are several.
+        IntractableError: members of the plates are coupled by a discrete latent outside.
+    """
+    at = evaluated(density, values)
+    loop = the_loop(at)
+    totals = [_up_to(at, loop, at.graph, step, plates) for step in [-1, *range(loop.first), slice(loop.first, None)]]
+    names = [loop.axis, *plates]
+    shape = [at.size(p) for p in plates]
+    rows = [x.aligned(names) for x in totals]
+    running = torch.cat([x.expand([x.shape[0], *shape]) for x in rows])
+    return Labelled("log-likelihood", running.diff(dim=0), tuple(names), {loop.axis: loop.labels})
+
+
+def the_loop(at: Evaluated) -> Loop:
+    """The only time loop of a program."""
+    found = [x for x in at.loops if x.axis in at.graph.chains]
+    if len(found) != 1:
+        raise GraphError(
+            f"the program has {len(found)} vectorised time loops, wanted one.",
+            details=[f"loops: {', '.join(f'{n}: {x.tier}' for n, x in at.graph.loops.items()) or 'none'}"],
+        )
+    return vectorised(found[0])
+
+
+def vectorised(loop: Loop) -> Loop:
+    """The loop itself, if its steps stand on a time axis."""
+    if loop.first == len(loop.labels):
+        raise GraphError(
+            f"the loop {loop.axis!r} was captured step by step and left unrolled: its prefixes are not available.",
+            suggestion="print(density.graph) shows the reason",
+        )
+    return loop
+
+
+def _up_to(
+    at: Evaluated, loop: Loop, final: FactorGraph, step: "int | slice | None", plates: Sequence[str] = ()
+) -> Named:
+    """Log-density of the data before each step, times the terms of ``final`` at the step itself.
+
+    Args:
+        final: the graph with other terms in the loop, perhaps with more factors.
+        step: one of the first steps (-1 for nothing of the loop), or the slice of all steps on the axis.
+    """
+    past = {f.name: f for f in at.graph.factors}
+    chosen: list[tuple[Factor, Factor]] = []
+    for f in final.factors:
+        where = loop.position(f.name) if f.name in past else step
+        if where is None:
+            chosen.append((f, f))
+        elif isinstance(step, slice):
+            before = past.get(f.name, _zero(f))
+            # The first steps are past data of every step on the axis.
+            chosen.append((before, f) if isinstance(where, slice) else (before, before))
+        elif isinstance(where, int) and step is not None and where <= step:
+            chosen.append((f, f) if where == step else (past[f.name], past[f.name]))
+    graph = replace(final, factors=tuple(f for _, f in chosen))
+    if isinstance(step, slice):
+        recipe = plan(graph, keep=plates)
+        return _run([(_named(a), _named(b)) for a, b in chosen], recipe, loop.axis, at.size(loop.axis))
+    variables = {n: v for n, v in graph.variables.items() if loop.axis not in v.frames}
+    graph = replace(graph, variables=variables, chains={a: c for a, c in graph.chains.items() if a != loop.axis})
+    recipe = plan(graph, keep=plates)
+    return _run([(_named(b), _named(b)) for _, b in chosen], recipe, "", 0)
+
+
+def _run(pairs: list[Pair], recipe: Plan, axis: str, length: int) -> Named:
+    """Contract terms of the past and of the last step side by side; the time axis stays."""
+    terms: dict[int, Pair] = {o.index: p for o, p in zip(recipe.operands, pairs, strict=True)}
+    for step in recipe.steps:
+        parts = [terms[i] for i in step.operands]
+        match step:
+            case Contract():
+                result = _both(parts, partial(sum_out, variables=step.variables, semiring=LOG))
+            case PlateProduct():
+                inner = replace(step, plates=tuple(p for p in step.plates if p[0] != axis))
+                result = _both(parts, partial(_members, step=inner, frames=step.result.frames))
+                if len(inner.plates) < len(step.plates):
+                    scale = next(s for p, _, s in step.plates if p == axis)
+                    result = _cumulated(result, axis, length, scale)
+            case ChainContract():
+                past = {i: terms[i][0] for i in step.operands}
+                last = {i: terms[i][1] for i in step.operands}
+                x = _chain_prefixes(past, last, step) if step.axis == axis else _whole_chain(past, step)
+                result = (x, x)
+        terms[step.result.index] = result
+    outputs = [Named(terms[i][1].data * scale, terms[i][1].names) for i, scale in recipe.outputs]
+    names = list(dict.fromkeys([*([axis] if axis else []), *(n for x in outputs for n in x.names)]))
+    if not outputs:
+        return Named(torch.zeros([length or 1]), [axis])
+    data = multiply(outputs, names)
+    return Named(data.expand([length, *data.shape[1:]]) if axis else data, names)
+
+
+def _both(parts: list[Pair], f: Callable[[Sequence[Named]], Named]) -> Pair:
+    past = f([a for a, _ in parts])
+    return past, past if all(a is b for a, b in parts) else f([b for _, b in parts])
+
+
+def _members(parts: Sequence[Named], step: PlateProduct, frames: frozenset[str]) -> Named:
+    return plate_product(parts[0], step, frames)
+
+
+def _cumulated(pair: Pair, axis: str, length: int, scale: float) -> Pair:
+    """Sum over the steps before each step, and the last one's own term."""
+    names = list(dict.fromkeys([*pair[0].names, *pair[1].names, axis]))
+    past, last = (x.aligned(names) for x in pair)
+    dim = names.index(axis)
+    past = past.expand([*past.shape[:dim], length, *past.shape[dim + 1 :]])
+    before = past.cumsum(dim).narrow(dim, 0, length - 1)
+    before = torch.cat([torch.zeros_like(past.narrow(dim, 0, 1)), before], dim)
+    result = Named((before + last) * scale, names)
+    return result, result
+
+
+def _whole_chain(terms: Mapping[int, Named], step: ChainContract) -> Named:
+    transition, emission = chain_tables(terms, step)
+    message = chain_message(
+        transition, emission, length=step.length, history=step.history, strategy=step.strategy
+    )  # fmt: skip
+    names = [*step.batch, *(n for names in step.initial for n in names)]
+    return Named(message.reshape([step.result.inputs[n] for n in names]), names)
+
+
+def _chain_prefixes(past: Mapping[int, Named], last: Mapping[int, Named], step: ChainContract) -> Named:
+    """Message over the initial state for each step of a chain: (*batch, time, initial states)."""
+    steps = _step_weights(past, step)
+    final = _step_weights(last, step)
+    states, size = steps.shape[-2:]
+    dense = _dense(steps, states, size)
+    dense = dense.expand([*dense.shape[:-3], step.length, states, states])
+    # Products of the steps before each one, the identity before the first.
+    unit = torch.where(torch.eye(states, dtype=torch.bool), 0.0, -torch.inf).to(dense.dtype)
+    unit = unit.expand([*dense.shape[:-3], 1, states, states])
+    before = torch.cat([unit, _prefixes(dense.narrow(-3, 0, step.length - 1))], -3) if step.length > 1 else unit
+    arrival = log_sum_exp(final, -1)
+    message = log_sum_exp(before + arrival.unsqueeze(-2), -1)
+    inputs = step.result.inputs
+    initial = [n for names in step.initial for n in names]
+    shape = [*(inputs[n] for n in step.batch), step.length, *(inputs[n] for n in initial)]
+    return Named(message.reshape(shape), [*step.batch, step.axis, *initial])
+
+
+def _step_weights(terms: Mapping[int, Named], step: ChainContract) -> Tensor:
+    """Log-weight of each move at each step, (*batch, time or 1, S, K)."""
+    transition, emission = chain_tables(terms, step)
+    weights = transition if emission is None else transition + emission.unsqueeze(-2)
+    batch = [step.result.inputs[n] for n in step.batch]
+    return weights.expand([*batch, *weights.shape[len(batch) :]])
+
+
+def _dense(weights: Tensor, states: int, size: int) -> Tensor:
+    """Moves (.., S, K) as matrices (.., S, S): the oldest state is forgotten, the new one comes last."""
+    if states == size:
+        return weights
+    rest = states // size
+    to = (torch.arange(states) % rest).unsqueeze(-1) * size + torch.arange(size)
+    blank = weights.new_full([*weights.shape[:-1], states], -torch.inf)
+    return blank.scatter(-1, to.expand(weights.shape), weights)
+
+
+def _prefixes(matrices: Tensor) -> Tensor:
+    """Product of the first t matrices, for each t from 1: shape (*batch, T, S, S), nats."""
+    length = matrices.shape[-3]
+    if length == 1:
+        return matrices
+    even = matrices.narrow(-3, 0, length - length % 2).unflatten(-3, (length // 2, 2))
+    pairs = _prefixes(_product(even.select(-3, 0), even.select(-3, 1)))
+    # Prefixes of odd length: one matrix more than a prefix of pairs.
+    odd = matrices[..., 2::2, :, :]
+    singles = torch.cat(
+        [matrices.narrow(-3, 0, 1), _product(pairs.narrow(-3, 0, odd.shape[-3]), odd)], -3
+    ) if odd.shape[-3] else matrices.narrow(-3, 0, 1)  # fmt: skip
+    both = torch.stack([singles.narrow(-3, 0, length // 2), pairs], -3).flatten(-4, -3)
+    return torch.cat([both, singles.narrow(-3, length // 2, 1)], -3) if length % 2 else both
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Product of matrices of logarithms."""
+    if a.shape[-1] <= EXACT:
+        return log_sum_exp(a.unsqueeze(-1) + b.unsqueeze(-3), -2)
+    top, left = _finite(a.detach().amax(-1, keepdim=True)), _finite(b.detach().amax(-2, keepdim=True))
+    product = (a - top).exp() @ (b - left).exp()
+    with torch.no_grad():
+        possible = (a > -torch.inf).to(a.dtype) @ (b > -torch.inf).to(a.dtype) > 0
+        lost = bool((possible & (product < torch.finfo(a.dtype).tiny * 1e8)).any())
+    if lost:  # rows and columns that hardly meet
+        return log_sum_exp(a.unsqueeze(-1) + b.unsqueeze(-3), -2)
+    return torch.where(possible, torch.where(possible, product, 1.0).log() + top + left, -torch.inf)
+
+
+def _finite(x: Tensor) -> Tensor:
+    return torch.where(x.isfinite(), x, 0.0)
+
+
+def _without_data(graph: FactorGraph, loop: Loop) -> FactorGraph:
+    """The graph with zeros for all that is observed in a loop."""
+    return replace(
+        graph,
+        factors=tuple(
+            _zero(f) if f.role in ("observed", "factor") and loop.position(f.name) is not None else f
+            for f in graph.factors
+        ),
+    )
+
+
+def _zero(f: Factor) -> Factor:
+    return replace(f, term=Term(torch.zeros_like(f.term.data, requires_grad=False), OrderedDict(f.term.inputs)))
+
+
+def _named(f: Factor) -> Named:
+    return Named.from_funsor(f.term, f.name)
