@@ -15,6 +15,7 @@ from symhmm.chains.layout import Layout, layout_of
 from symhmm.chains.operator import chain_message
 from symhmm.chains.reference import sequential
 from symhmm.chains.threads import cut, run
+from symhmm.chains.transpose import lanes_to_rows, rows_to_lanes
 from symhmm.semiring import MAX
 
 
@@ -57,8 +58,8 @@ def test_scaling_by_powers_of_two_is_exact_and_finite_at_zero(dtype):
 
 @kernel
 def there_and_back(flat, rows, tile, out, width, add):
-    simd.rows_to_lanes(flat, rows, 0, 1, tile, 0, width)
-    simd.lanes_to_rows(tile, 0, width, out, rows, 0, 1, add)
+    rows_to_lanes(flat, rows, 0, 1, tile, 0, width)
+    lanes_to_rows(tile, 0, width, out, rows, 0, 1, add)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

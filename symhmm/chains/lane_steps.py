@@ -14,10 +14,10 @@ from symhmm.chains.simd import (
     lanes_of,
     larger,
     load,
-    rows_to_lanes,
     splat,
     store,
 )
+from symhmm.chains.transpose import rows_to_lanes
 
 CHUNK = 32  # steps whose emissions are transposed into lanes at a time: small enough for the first-level cache
 SIZE = 0  # the number of states, in the copies of these functions that are made for one; see `symhmm.chains.sizes`

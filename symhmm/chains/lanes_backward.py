@@ -11,7 +11,6 @@ from symhmm.chains.simd import (
     finite_or_zero,
     fma,
     lanes_of,
-    lanes_to_rows,
     larger,
     load,
     numbers_at,
@@ -20,6 +19,7 @@ from symhmm.chains.simd import (
     total,
     where_positive,
 )
+from symhmm.chains.transpose import lanes_to_rows
 
 FLUSH = 32  # chunks after which expected counts move from the dtype of the data to float64
 
