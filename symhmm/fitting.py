@@ -3,7 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import isfinite, log, nan
 from typing import Any
@@ -18,6 +18,7 @@ from symhmm.infer import laplace_fit, mle, svi
 from symhmm.infer.information import Information, count_observations, information, interval, standard_errors
 from symhmm.infer.laplace import laplace
 from symhmm.infer.target import Target, target
+from symhmm.questions import Questions
 from symhmm.tables.results import LOG_LIKELIHOOD, Estimate, Optima, Status, Table, label
 
 METHODS: dict[str, Callable[..., Estimate]] = {
@@ -82,7 +83,7 @@ def fit(
 
 
 @dataclass(frozen=True, eq=False)
-class Fit:
+class Fit(Questions):
     """An estimate with its density."""
 
     estimate: Estimate
@@ -283,6 +284,37 @@ class Fit:
     def _errors(self) -> dict[str, Tensor]:
         found = self.information
         return {} if found is None else standard_errors(self._target, self._target.start, found)
+
+    def drawn(self, draws: int) -> list[Mapping[str, Tensor]]:
+        """Constrained values drawn from the posterior; the estimate itself where ``draws`` is 0.
+
+        Raises:
+            FitError: the fit has no posterior.
+        """
+        if draws == 0:
+            return [self.values]
+        if not self._draws:
+            raise FitError(f"method={self.estimate.method!r} has no posterior to draw from.", suggestion="draws=0")
+        n = min(draws, DRAWS)
+        return [{name: x[i] for name, x in self._draws.items()} for i in range(n)]
+
+    def on(self, *args: Any, **kwargs: Any) -> "Fit":
+        """The same estimate with other data, given as the program's arguments: states of a sequence it has not seen.
+
+        Raises:
+            FitError: the estimate holds effects of the individuals it was fitted to, which other data do not have.
+            ValuesError: the program has other free values with these data.
+        """
+        local = [e.name for e in self.density.layout.entries if e.plates]
+        if local:
+            raise FitError(
+                f"{local[0]!r} belongs to the members of {', '.join(self.density.layout[local[0]].plates)!r} in the data of "
+                "the fit, and says nothing about others.",
+                suggestion="fit the new data, with the fixed effects held: fit(..., fix=...)",
+            )
+        density = self.density.bind(*args, **kwargs)
+        density.layout.check(self.values)
+        return replace(self, density=density)
 
     @cached_property
     def _draws(self) -> dict[str, Tensor]:

@@ -45,7 +45,12 @@ def smooth(density: Density, values: Values, sites: Iterable[str] | None = None)
     tensor([0.2500, 0.7500])
     """
     at = evaluated(density, values)
-    wanted = at.chosen(sites)
+    return smooth_at(at, at.chosen(sites))
+
+
+def smooth_at(at: Evaluated, wanted: Iterable[str]) -> Answers:
+    """`smooth` for a graph at values."""
+    wanted = list(wanted)
     probes = {n: probe(at.graph, n, at.graph.variables[n].frames, (n,)) for site in wanted for n in at.names(site)}
     found = derivatives(at, probes)
     parts = {n: Named(normalised(x.data, 1), [*x.names[:-1], STATE]) for n, x in found.items()}

@@ -107,10 +107,10 @@ def step_log_likelihood(density: Density, values: Values, plates: Sequence[str] 
 
 def the_loop(at: Evaluated) -> Loop:
     """The only time loop of a program."""
-    found = [x for x in at.loops if x.axis in at.graph.chains]
+    found = at.loops
     if len(found) != 1:
         raise GraphError(
-            f"the program has {len(found)} vectorised time loops, wanted one.",
+            f"the program has {len(found)} time loops, wanted one.",
             details=[f"loops: {', '.join(f'{n}: {x.tier}' for n, x in at.graph.loops.items()) or 'none'}"],
         )
     return vectorised(found[0])

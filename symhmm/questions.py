@@ -1,0 +1,93 @@
+"""What one can ask of fitted values: each question is one function of `symhmm.posterior`, at the fit's own values."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from symhmm.compiler.density import Density
+from symhmm.posterior import decode, forecast, marginals, pointwise, prefix
+from symhmm.tables.states import Answers, Labelled
+
+Sites = Iterable[str] | None
+
+
+class Questions(ABC):
+    """Questions about the hidden states; `Fit` asks them at its estimate.
+
+    Answers are mappings from sites (``z_{time}`` for all steps of a loop) to labelled tensors. With ``draws`` the values
+    are drawn from the posterior of the fit, where it has one, and the answers averaged over them.
+    """
+
+    density: Density
+
+    @property
+    @abstractmethod
+    def values(self) -> Mapping[str, Tensor]:
+        """Constrained values at which questions are asked."""
+
+    @abstractmethod
+    def drawn(self, draws: int) -> list[Mapping[str, Tensor]]:
+        """Constrained values drawn from the posterior; the estimate itself where ``draws`` is 0."""
+
+    def smooth(self, sites: Sites = None, *, draws: int = 0) -> Answers:
+        """Probabilities of states given all data, see `symhmm.posterior.marginals.smooth`."""
+        return self._averaged(lambda v: marginals.smooth(self.density, v, sites), draws)
+
+    def filter(self, sites: Sites = None, *, ahead: bool = False, draws: int = 0) -> Answers:
+        """Probabilities of states given the data up to each step, see `symhmm.posterior.prefix.filtered`."""
+        return self._averaged(lambda v: prefix.filtered(self.density, v, sites, ahead=ahead), draws)
+
+    def pairwise(self, sites: Sites = None, *, draws: int = 0) -> Answers:
+        """Probabilities of successive states, see `symhmm.posterior.marginals.pairwise`."""
+        return self._averaged(lambda v: marginals.pairwise(self.density, v, sites), draws)
+
+    def occupancy(self, sites: Sites = None, *, draws: int = 0) -> Answers:
+        """Expected number of steps in each state, see `symhmm.posterior.marginals.occupancy`."""
+        return self._averaged(lambda v: marginals.occupancy(self.density, v, sites), draws)
+
+    def transition_counts(self, sites: Sites = None, *, draws: int = 0) -> Answers:
+        """Expected number of moves between states, see `symhmm.posterior.marginals.transition_counts`."""
+        return self._averaged(lambda v: marginals.transition_counts(self.density, v, sites), draws)
+
+    def viterbi(self, sites: Sites = None) -> Answers:
+        """Jointly most probable states at the estimate, see `symhmm.posterior.decode.viterbi`."""
+        return decode.viterbi(self.density, self.values, sites)
+
+    def posterior_decode(self, sites: Sites = None) -> Answers:
+        """Most probable state of each step by itself, see `symhmm.posterior.decode.posterior_decode`."""
+        return decode.posterior_decode(self.density, self.values, sites)
+
+    def sample_states(self, n: int = 1, *, seed: int = 0, sites: Sites = None, draws: int = 0) -> Answers:
+        """Exact draws of all states, ``n`` for each of the values, see `symhmm.posterior.decode.sample_states`."""
+        found = [
+            decode.sample_states(self.density, v, n, seed=seed + i, sites=sites)
+            for i, v in enumerate(self.drawn(draws))
+        ]
+        return _combined(found, torch.cat)
+
+    def predict(self, horizon: int, sites: Sites = None, *, draws: int = 0) -> Answers:
+        """Probabilities of future states, see `symhmm.posterior.forecast.predict`."""
+        return self._averaged(lambda v: forecast.predict(self.density, v, horizon, sites), draws)
+
+    def log_likelihood_by(self, *frames: str) -> Labelled:
+        """Log-likelihood by member of plates or step, see `symhmm.posterior.pointwise.log_likelihood_by`."""
+        return pointwise.log_likelihood_by(self.density, self.values, *frames)
+
+    def _averaged(self, ask: Callable[[Mapping[str, Tensor]], Answers], draws: int) -> Answers:
+        return _combined([ask(v) for v in self.drawn(draws)], lambda x: torch.stack(x).mean(0))
+
+
+def _combined(found: list[Answers], how: Callable[[list[Tensor]], Tensor]) -> Answers:
+    """Several answers to one question as one."""
+    if len(found) == 1:
+        return found[0]
+    items: dict[str, Any] = {}
+    for n, x in found[0].items():
+        values = how([f[n].values for f in found])
+        kept = {d: v for d, v in x.labels.items() if len(v) == values.shape[x.dims.index(d)]}
+        items[n] = replace(x, values=values, labels=kept)
+    return replace(found[0], items_=items)
