@@ -27,7 +27,7 @@ from torch.distributions import constraints
 
 import symhmm
 from symhmm.distributions import GammaMeanSd, VonMises, stationary_distribution, with_zero_diagonal
-from symhmm.posterior.queries import marginals
+from symhmm.posterior.marginals import smooth, transition_counts
 
 BINARY = ["GR.tight", "dive.CS.pres", "dive.SS.pres", "presurf", "postsurf"]
 STREAMS = ["dive.dur", "dive.depth", "GR.speed2", "dive.pitchvar2", "breath.headchange", "GR.size", *BINARY]
@@ -116,26 +116,20 @@ def model(data: Dives, states: int, components: int, start: dict[str, Tensor]) -
                     pyro.sample(f"{s}_{t}", distribution, obs=data.y[s][t])
 
 
-def groupings(data: Dives, one: symhmm.Fit, components: int, number: int) -> list[dict[str, Tensor]]:
+def groupings(one: symhmm.Fit, components: int, number: int) -> list[dict[str, Tensor]]:
     """Starts for several components from a fit of one: whales grouped by how often they change between states.
 
-    Each whale's dives are decoded by their posterior probabilities; its smoothed transition logits are clustered by
+    Each whale's expected moves between states, given its dives, make its own transition logits; these are clustered by
     k-means from ``number`` seeds, and each cluster makes a component.
     """
-    posterior = marginals(one.density, one.values)
-    path = torch.cat([posterior["z_0"][:, None], posterior["z_1"][:, None], posterior["z_{time}"]], 1).argmax(-1)
-    states = posterior["z_0"].shape[-1]
-    off = ~torch.eye(states, dtype=torch.bool)
-    logits = []
-    for states_of_whale, dives in zip(path, data.seen["dive.dur"].sum(0).tolist(), strict=True):
-        moves = states_of_whale[:dives].unfold(0, 2, 1)
-        counts = torch.full((states, states), 0.5).index_put(
-            (moves[:, 0], moves[:, 1]), torch.ones(()), accumulate=True
-        )
-        logits.append((counts.log() - counts.log().diagonal()[:, None])[off])
+    counts = transition_counts(one.density, one.values).only.values + 0.5  # (whales, from, to)
+    states = counts.shape[-1]
+    logits = (counts.log() - counts.log().diagonal(dim1=-2, dim2=-1)[..., None])[
+        :, ~torch.eye(states, dtype=torch.bool)
+    ]
     starts = []
     for seed in range(number):
-        _, label = kmeans2(torch.stack(logits).numpy(), components, minit="points", seed=seed)
+        _, label = kmeans2(logits.numpy(), components, minit="points", seed=seed)
         groups = [[x for x, c in zip(logits, label, strict=True) if c == k] for k in range(components)]
         centres = [torch.stack(g).mean(0) if g else one.values["transition"].flatten() for g in groups]
         shared = {n: v for n, v in one.values.items() if n not in ("transition", "weights")}
@@ -157,10 +151,10 @@ def main(path: str, states: int, components: int, restarts: int, seed: int) -> s
         def climb(start: Mapping[str, Tensor], evaluations: int) -> symhmm.Fit:
             return symhmm.fit(density, method="mle", restarts=1, start=start, max_evaluations=evaluations)
 
-        # Every grouping gets a short climb, the best three a long one.
-        short = [climb(start, 300) for start in groupings(data, fit, components, restarts)]
-        best = sorted(short, key=lambda f: f.objective, reverse=True)[:3]
-        found = [climb(f.values, 4000) for f in best]
+        # Every grouping gets a short climb, the best two a long one.
+        short = [climb(start, 300) for start in groupings(fit, components, restarts)]
+        best = sorted(short, key=lambda f: f.objective, reverse=True)[:2]
+        found = [climb(f.values, 3000) for f in best]
         print("short climbs end at", "  ".join(f"{f.objective:.2f}" for f in short))
         print("long climbs end at ", "  ".join(f"{f.objective:.4f}" for f in found))
         fit = max(found, key=lambda f: f.objective)
@@ -172,7 +166,7 @@ def main(path: str, states: int, components: int, restarts: int, seed: int) -> s
         print("\n".join("  " + "  ".join(f"{p:.3f}" for p in row) for row in transition[c].tolist()))
     if components > 1:
         print("\nwhale       most probable component")
-        posterior = marginals(density, fit.values, ["component"])["component"]
+        posterior = smooth(density, fit.values, ["component"]).only.values
         for whale, p in zip(data.ids, posterior, strict=True):
             print(f"{whale}  {int(p.argmax())}  with probability {p.max():.4f}")
     return fit

@@ -93,18 +93,22 @@ class _Planner:
 
     def _contract(self, group: list[Operand], local: set[str]) -> list[Operand]:
         order = pairwise_order([o.inputs for o in group], local)
-        pool = list(group)
+        # A pair that sums nothing out is only a product: its operands wait for the step that does.
+        pool = [[o] for o in group]
         for positions in order:
-            pair = [pool[p] for p in positions]
-            pool = [o for p, o in enumerate(pool) if p not in positions]
-            inputs = {k: n for o in pair for k, n in o.inputs.items()}
-            elsewhere = {k for o in pool for k in o.inputs}
+            parts = [o for p in positions for o in pool[p]]
+            pool = [waiting for p, waiting in enumerate(pool) if p not in positions]
+            inputs = {k: n for o in parts for k, n in o.inputs.items()}
+            elsewhere = {k for waiting in pool for o in waiting for k in o.inputs}
             sums = tuple(k for k in inputs if k in local and k not in elsewhere)
-            elements = prod(inputs.values())
-            result = self._new({k: n for k, n in inputs.items() if k not in sums}, pair, pair[0].frames)
-            self._push(Contract(_ids(pair), sums, result, elements * len(pair), elements))
-            pool.append(result)
-        return pool
+            pool.append([self._multiplied(parts, inputs, sums)] if sums else parts)
+        return [o for waiting in pool for o in waiting]
+
+    def _multiplied(self, parts: list[Operand], inputs: Mapping[str, int], sums: tuple[str, ...]) -> Operand:
+        elements = prod(inputs.values())
+        result = self._new({k: n for k, n in inputs.items() if k not in sums}, parts, parts[0].frames)
+        self._push(Contract(_ids(parts), sums, result, elements * len(parts), elements))
+        return result
 
     def _leave_plates(self, leaf: frozenset[str], o: Operand) -> list[Operand]:
         variables = self._variables(o)
