@@ -36,6 +36,8 @@ class Tracks:
 
 
 def tracks(steps: int, animals: int, generator: torch.Generator) -> Tracks:
+    """Numbers in the range of each stream; speed does not depend on what they are."""
+
     def uniform() -> Tensor:
         return torch.rand(steps, animals, generator=generator)
 
@@ -65,6 +67,7 @@ def model(data: Tracks) -> None:
 
 
 def seconds(run: Callable[[], object], repeats: int) -> list[float]:
+    """Wall time of each of ``repeats`` runs."""
     out = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -74,6 +77,7 @@ def seconds(run: Callable[[], object], repeats: int) -> list[float]:
 
 
 def main(steps: int, animals: int, repeats: int, pyro_repeats: int, threads: int) -> float:
+    """Print the table; returns the ratio of medians."""
     torch.set_num_threads(threads)
     data = tracks(steps, animals, torch.Generator().manual_seed(0))
     start = time.perf_counter()
@@ -98,9 +102,13 @@ def main(steps: int, animals: int, repeats: int, pyro_repeats: int, threads: int
 
     theirs = seconds(peer, pyro_repeats)
     ratio = statistics.median(theirs) / statistics.median(ours)
-    print(f"T = {steps}, {animals} animals, {STATES} states, {KINDS} kinds, {threads} threads, {torch.get_default_dtype()}")
+    print(
+        f"T = {steps}, {animals} animals, {STATES} states, {KINDS} kinds, {threads} threads, {torch.get_default_dtype()}"
+    )
     print(f"log-density            symhmm {value.item():.3f}   Pyro {found[0]:.3f}")
-    print(f"compile {compiled:.2f} s, first gradient {first:.2f} s, {density.compiled.steps[('gradient',)].nodes} operations")
+    print(
+        f"compile {compiled:.2f} s, first gradient {first:.2f} s, {density.compiled.steps[('gradient',)].nodes} operations"
+    )
     print(f"value and gradient     symhmm {statistics.median(ours) * 1e3:.2f} ms (least {min(ours) * 1e3:.2f})"
           f"   Pyro {statistics.median(theirs):.2f} s   ratio {ratio:.0f}")  # fmt: skip
     return ratio
