@@ -87,8 +87,12 @@ def draw(
                 for t in range(begin, end):
                     u = _uniform(key, t)
                     j = 0
-                    while u >= below[t - begin, s, j]:
-                        j += 1
+                    if size <= 8:  # without a branch that cannot be foreseen
+                        for k in range(size - 1):
+                            j += u >= below[t - begin, s, k]
+                    else:
+                        while u >= below[t - begin, s, j]:
+                            j += 1
                     paths[p, t] = j
                     s = (s % rest) * size + j
                 state[p] = s

@@ -1,9 +1,9 @@
 """Density: a compiled log-density with every discrete latent summed out, and `compile`, which makes it."""
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 from warnings import warn
 
 import torch
@@ -22,6 +22,7 @@ from symhmm.errors import ProgramError, StructureDependsOnInput, SymhmmWarning
 from symhmm.graph import FactorGraph
 
 Values = Mapping[str, Tensor]
+T = TypeVar("T")
 
 
 @dataclass
@@ -29,7 +30,8 @@ class Compiled:
     """What densities of one program and one data shape share. ``steps`` fills as functions are asked for.
 
     ``mode`` is ``captured`` (data are inputs of the step), ``fixed data`` (the program's structure depends on data, which
-    were therefore built in) or ``eager`` (the program runs at each evaluation).
+    were therefore built in) or ``eager`` (the program runs at each evaluation). ``kept`` is what queries work out from
+    names and sizes alone, so that they do it once.
     """
 
     graph: FactorGraph
@@ -38,6 +40,13 @@ class Compiled:
     mode: str = "captured"
     reason: str = ""
     steps: dict[tuple[str, ...], Step] = field(default_factory=dict)
+    kept: dict[Hashable, Any] = field(default_factory=dict)
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What ``make`` returned when it was first called for ``key``."""
+        if key not in self.kept:
+            self.kept[key] = make()
+        return self.kept[key]
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,8 +48,10 @@ def viterbi(density: Density, values: Values, sites: Iterable[str] | None = None
     """
     at = evaluated(density, values)
     wanted = at.chosen(sites)
-    graph = without_padding(at.graph, at.ends)
-    found = contract(graph, plan(graph, strategy=at.strategy), MAX, at.ends)
+    graph = without_padding(at.graph, at.ends, at.loops)
+    # A factor of padding may have got a plate as an input that it did not have: such a graph has a plan of its own.
+    recipe = plan(graph, strategy=at.strategy) if graph is not at.graph else at.compiled.plan
+    found = contract(graph, recipe, MAX, at.ends)
     if found.total == -torch.inf or bool(found.total.isnan()):
         raise impossible(at.graph)
     chosen = {n: Named(x.data[0].long(), x.names[1:]) for n, x in choose(found).items()}
@@ -89,7 +91,7 @@ def sample_states(
         raise GraphError(f"there is nothing to draw: draws = {draws}.", suggestion="draws=1000")
     at = evaluated(density, values)
     wanted = at.chosen(sites)
-    found = contract(at.graph, plan(at.graph, strategy=at.strategy), LOG)
+    found = contract(at.graph, at.compiled.plan, LOG)
     if not bool(found.total.isfinite()):
         raise impossible(at.graph)
     generator = torch.Generator().manual_seed(seed)

@@ -5,6 +5,7 @@ best continuation depends on the state before it. The best path therefore stops 
 """
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +14,7 @@ from funsor.tensor import Tensor as Term
 
 from symhmm.compiler.lower import Named
 from symhmm.graph import Factor, FactorGraph
-from symhmm.posterior.series import Loop, loops
+from symhmm.posterior.series import Loop
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,10 @@ class Ends:
         return Named(data, names)
 
 
-def ends(graph: FactorGraph) -> Ends:
+def ends(graph: FactorGraph, loops: Iterable[Loop]) -> Ends:
     """Where each loop's observations end; members without any observation keep all their steps."""
     counts = {}
-    for loop in loops(graph):
+    for loop in loops:
         plates = sorted(
             {p for f in graph.factors if loop.position(f.name) is not None for p in f.frames} & set(graph.plates)
         )
@@ -83,10 +84,10 @@ def ends(graph: FactorGraph) -> Ends:
     return Ends(graph, counts)
 
 
-def without_padding(graph: FactorGraph, found: Ends) -> FactorGraph:
+def without_padding(graph: FactorGraph, found: Ends, loops: Iterable[Loop]) -> FactorGraph:
     """The graph in which the discrete latents of steps run one by one have one possible value after the end."""
     factors = list(graph.factors)
-    for loop in loops(graph):
+    for loop in loops:
         if loop.axis not in found.counts:
             continue
         single = {name: k for s in loop.series for k, name in enumerate(s.names) if name != s.template}
@@ -97,7 +98,8 @@ def without_padding(graph: FactorGraph, found: Ends) -> FactorGraph:
                 ended = ~running.data[..., single[factor.name]]
                 if bool(ended.any()):
                     factors[i] = _fixed(factor, Named(ended, running.names[:-1]))
-    return replace(graph, factors=tuple(factors))
+    changed = any(a is not b for a, b in zip(factors, graph.factors, strict=True))
+    return replace(graph, factors=tuple(factors)) if changed else graph
 
 
 def _fixed(factor: Factor, ended: Named) -> Factor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from symhmm.compiler.density import Density
+from symhmm.compiler.density import Compiled, Density
 from symhmm.compiler.lower import Named
 from symhmm.errors import GraphError
 from symhmm.graph import FactorGraph
@@ -24,7 +24,12 @@ class Evaluated:
     graph: FactorGraph
     loops: tuple[Loop, ...]
     ends: Ends
-    strategy: str
+    compiled: Compiled
+
+    @property
+    def strategy(self) -> str:
+        """How chains are contracted."""
+        return self.compiled.plan.strategy
 
     @property
     def variables(self) -> list[str]:
@@ -121,4 +126,5 @@ def evaluated(density: Density, values: Values) -> Evaluated:
     """
     with torch.no_grad():
         graph = density.factors_at(values)
-    return Evaluated(graph, tuple(loops(graph)), ends(graph), density.plan.strategy)
+    found = density.compiled.once("loops", lambda: tuple(loops(graph)))
+    return Evaluated(graph, found, ends(graph, found), density.compiled)

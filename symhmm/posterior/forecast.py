@@ -50,7 +50,7 @@ def predict(density: Density, values: Values, horizon: int, sites: Iterable[str]
     at = evaluated(density, values)
     loop = the_loop(at)
     graph = extended(at.graph, loop.axis, horizon)
-    later = Evaluated(graph, tuple(loops(graph)), replace(at.ends, graph=graph, counts={}), at.strategy)
+    later = Evaluated(graph, tuple(loops(graph)), replace(at.ends, graph=graph, counts={}), at.compiled)
     inside = {n for n, x in later.sites.items() if x is not None and x[0].axis == loop.axis}
     wanted = [n for n in later.chosen(sites) if sites is not None or n in inside]
     for n in wanted:

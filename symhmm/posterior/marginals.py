@@ -90,7 +90,9 @@ def derivatives(at: Evaluated, probes: Mapping[str, Factor]) -> dict[str, Named]
     """Derivative of the log-density with respect to each probe."""
     probed = replace(at.graph, factors=(*at.graph.factors, *probes.values()))
     with torch.enable_grad():
-        total = lower(probed, plan(probed, strategy=at.strategy))
+        # The names of the factors say what a plan depends on besides the sizes of the graph.
+        key = (len(at.graph.factors), *((f.name, *f.term.inputs.items()) for f in probes.values()))
+        total = lower(probed, at.compiled.once(("probed", key), lambda: plan(probed, strategy=at.strategy)))
     if not bool(total.isfinite()):
         raise impossible(at.graph)
     gradients = torch.autograd.grad(total, [f.term.data for f in probes.values()])

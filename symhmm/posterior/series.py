@@ -97,11 +97,12 @@ def _labels(chain: Chain) -> tuple[int, ...]:
     total = chain.first + chain.length
     for v in chain.variables:
         before, token, after = v.current.partition(f"{{{chain.axis}}}")
-        texts = [s[len(before) : len(s) - len(after)] for s in v.steps]
+        texts = [s[len(before) : len(s) - len(after)] for s in v.steps[:2]]
         if token and all(_DIGITS.fullmatch(t) for t in texts):
-            on_axis = [int(t) for t in texts]
-            stride = on_axis[1] - on_axis[0] if len(on_axis) > 1 else 1
-            return (*(on_axis[0] + stride * (k - chain.first) for k in range(chain.first)), *on_axis)
+            start, stride = int(texts[0]), int(texts[-1]) - int(texts[0]) if len(texts) > 1 else 1
+            labels = tuple(range(start - stride * chain.first, start + stride * chain.length, stride or 1))
+            if v.steps == tuple(f"{before}{x}{after}" for x in labels[chain.first :]):
+                return labels
     return tuple(range(total))
 
 
