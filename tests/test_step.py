@@ -63,3 +63,19 @@ def test_gradients_run_without_autograd():
 def test_random_numbers_are_refused():
     with pytest.raises(ProgramError, match="draws random numbers"):
         trace(lambda x: x + torch.randn(3), [torch.ones(3)], [])
+
+
+def test_logarithms_of_data_are_taken_once():
+    def f(x, y):
+        x = x.detach().requires_grad_()
+        value = torch.xlogy(x - 1, y).sum() + torch.xlogy(y, x).sum()
+        return value.detach(), *torch.autograd.grad(value, x)
+
+    y = torch.tensor([0.0, 0.0, 2.0, 3.0])
+    step = trace(f, [torch.full((4,), 2.0)], [y], gradients=True)
+    assert not any("xlogy" in str(n.target) for n in step.body.graph.nodes)
+    # One logarithm is left: that of the value. Zero times the logarithm of zero stays zero, also in the gradient.
+    assert sum("log" in str(n.target) and "logical" not in str(n.target) for n in step.body.graph.nodes) == 1
+    for x in (torch.tensor([1.0, 1.5, 2.5, 1.0]), torch.tensor([1.0, 1.0, 1.0, 3.0])):
+        for seen, wanted in zip(replay(step, [x], [y]), f(x, y), strict=True):
+            torch.testing.assert_close(seen, wanted)

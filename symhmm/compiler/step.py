@@ -72,10 +72,7 @@ def trace(
         traced = module
         module = _record(torch.func.functionalize(lambda v, d: traced(v, d), remove="mutations"), values, data)
     if gradients:
-        for n in list(module.graph.nodes):
-            if n.target is torch.ops.aten.detach.default:
-                n.replace_all_uses_with(n.args[0])
-                module.graph.erase_node(n)
+        _without_autograd(module)
     _remove_dead(module)
     _refuse_randomness(module)
     shared = CSEPass(banned_ops=get_CSE_banned_ops())(module)
@@ -126,6 +123,25 @@ def _module(root: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
     graph.lint()
     out = fx.GraphModule(root, graph)
     return legalize_graph(out)
+
+
+def _without_autograd(module: fx.GraphModule) -> None:
+    """Rewrites that are true of numbers but not of their derivatives, for a graph that nobody differentiates again."""
+    aten = torch.ops.aten
+    for n in list(module.graph.nodes):
+        if n.target is aten.detach.default:
+            n.replace_all_uses_with(n.args[0])
+            module.graph.erase_node(n)
+        elif n.target is aten.xlogy.Tensor:
+            # x log(y) with the logarithm apart: of data it is taken once, of a parameter before it meets the data.
+            x, y = n.args
+            with module.graph.inserting_before(n):
+                log = module.graph.call_function(aten.log.default, (y,))
+                product = module.graph.call_function(aten.mul.Tensor, (x, log))
+                nothing = module.graph.call_function(aten.eq.Scalar, (x, 0))
+                value = module.graph.call_function(aten.masked_fill.Scalar, (product, nothing, 0))
+            n.replace_all_uses_with(value)
+            module.graph.erase_node(n)
 
 
 def _without_mutation(module: fx.GraphModule) -> bool:
