@@ -78,6 +78,24 @@ class Labelled:
         mine = {d: tuple(x) for d, x in labels.items() if d in self.dims}
         return replace(self, labels={**self.labels, **mine})
 
+    def reordered(self, order: Tensor) -> "Labelled":
+        """The same with the states in another order: entry k of ``order`` is the state that becomes number k."""
+        size = len(order)
+        if sorted(order.tolist()) != list(range(size)):
+            raise DataError(f"{order.tolist()} is no order of the states of {self.name!r}.")
+        values = self.values
+        over = [i for i, d in enumerate(self.dims) if d in (STATE, "from", "to")]
+        for i in over:
+            if values.shape[i] != size:
+                raise DataError(f"{self.name!r} has {values.shape[i]} states, the order has {size}.")
+            values = values.index_select(i, order)
+        if not over:
+            # Numbers of states; -1, where there is none, stays.
+            new = torch.cat([order.argsort(), torch.tensor([-1])]).to(values.dtype)
+            values = new[values.long()]
+        labels = {d: x for d, x in self.labels.items() if d not in (STATE, "from", "to")}
+        return replace(self, values=values, labels=labels)
+
     def to_frame(self, backend: str = "pandas") -> Any:
         """One row per member that is valid: a column per dimension, then ``value``, or one column per state.
 
@@ -138,6 +156,17 @@ class Answers(Mapping[str, Labelled]):
                 f"there are {len(self.items_)} answers.", details=[", ".join(self.items_)], suggestion="answers[site]"
             )
         return next(iter(self.items_.values()))
+
+    def reordered(self, site: str, order: Tensor) -> "Answers":
+        """The same with the states of a site in another order.
+
+        Args:
+            order: shape (K,), entry k is the state that becomes number k (`symhmm.posterior.align`).
+
+        Raises:
+            DataError: ``order`` is no order of the states.
+        """
+        return replace(self, items_={**self.items_, site: self[site].reordered(order)})
 
     def relabelled(self, labels: Mapping[str, Sequence[Any]]) -> "Answers":
         """The same with the user's own labels, ``{"animal": ids}``.
