@@ -141,10 +141,10 @@ def draw(p: Tensor, path: Tensor, lengths: Tensor, file: str, truth: Tensor | No
     for n, axis in zip(shown, axes, strict=True):
         end = int(lengths[n])
         areas = torch.cat([p[:end, n], p[end - 1 : end, n]])  # a step lasts until the next one begins
-        axis.stackplot(torch.arange(end + 1), areas.T, colors=colours, step="post", linewidth=0)
+        axis.stackplot(torch.arange(end + 1).numpy(), areas.T.numpy(), colors=colours, step="post", linewidth=0)
         rows = [("path", path)] if truth is None else [("path", path), ("truth", truth)]
         for k, (label, z) in enumerate(rows):
-            axis.imshow(z[:end, n][None], extent=(0, end, 1.12 + 0.26 * k, 1.33 + 0.26 * k), **look)
+            axis.imshow(z[:end, n][None].numpy(), extent=(0, end, 1.12 + 0.26 * k, 1.33 + 0.26 * k), **look)
             axis.text(-0.005 * p.shape[0], 1.22 + 0.26 * k, label, ha="right", va="center", fontsize=7)
         axis.set(
             xlim=(0, p.shape[0]), ylim=(0, 1.12 + 0.26 * len(rows)), yticks=[0, 0.5, 1], yticklabels=["0", "", "1"]
