@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from symhmm.compiler.density import Density
-from symhmm.posterior import decode, forecast, marginals, pointwise, prefix
+from symhmm.posterior import decode, forecast, marginals, pointwise, prefix, simulate
 from symhmm.tables.states import Answers, Labelled
 
 Sites = Iterable[str] | None
@@ -72,6 +72,10 @@ class Questions(ABC):
     def predict(self, horizon: int, sites: Sites = None, *, draws: int = 0) -> Answers:
         """Probabilities of future states, see `symhmm.posterior.forecast.predict`."""
         return self._averaged(lambda v: forecast.predict(self.density, v, horizon, sites), draws)
+
+    def simulate(self, n: int = 1, *, seed: int = 0, new_members: bool = False) -> Answers:
+        """New data and states from the program at the estimate, see `symhmm.posterior.simulate.simulate`."""
+        return simulate.simulate(self.density, self.values, n, seed=seed, new_members=new_members)
 
     def log_likelihood_by(self, *frames: str) -> Labelled:
         """Log-likelihood by member of plates or step, see `symhmm.posterior.pointwise.log_likelihood_by`."""

@@ -65,13 +65,13 @@ def _vectorised(graph: FactorGraph, chain: Chain) -> Loop:
     earlier = {n for v in chain.variables for n in v.previous}
     for template in [n for n in positions if n not in earlier]:
         for k in range(chain.first):
-            name = _at(template, axis, labels[k])
+            name = at_label(template, axis, labels[k])
             if name in owners and name != template:
                 positions[name] = k
     out = []
     for v in chain.variables:
         home = set(graph.variables[v.current].frames) - {axis}
-        names = {k: _at(v.current, axis, labels[k]) for k in range(chain.first)}
+        names = {k: at_label(v.current, axis, labels[k]) for k in range(chain.first)}
         names |= {chain.first - len(v.initial) + i: n for i, n in enumerate(v.initial)}
         names = {
             k: n
@@ -106,7 +106,7 @@ def _labels(chain: Chain) -> tuple[int, ...]:
     return tuple(range(total))
 
 
-def _at(template: str, axis: str, label: int) -> str:
+def at_label(template: str, axis: str, label: int) -> str:
     """A template at one value of the loop variable."""
 
     def number(match: "re.Match[str]") -> str:
