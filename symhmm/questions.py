@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from symhmm.compiler.density import Density
-from symhmm.posterior import decode, forecast, marginals, pointwise, prefix, simulate
+from symhmm.posterior import decode, forecast, marginals, pointwise, prefix, residuals, simulate
 from symhmm.tables.states import Answers, Labelled
 
 Sites = Iterable[str] | None
@@ -76,6 +76,10 @@ class Questions(ABC):
     def simulate(self, n: int = 1, *, seed: int = 0, new_members: bool = False) -> Answers:
         """New data and states from the program at the estimate, see `symhmm.posterior.simulate.simulate`."""
         return simulate.simulate(self.density, self.values, n, seed=seed, new_members=new_members)
+
+    def residuals(self, site: str, *, seed: int = 0) -> Labelled:
+        """Quantile residuals of an observed site at the estimate, see `symhmm.posterior.residuals.residuals`."""
+        return residuals.residuals(self.density, self.values, site, seed=seed)
 
     def log_likelihood_by(self, *frames: str) -> Labelled:
         """Log-likelihood by member of plates or step, see `symhmm.posterior.pointwise.log_likelihood_by`."""

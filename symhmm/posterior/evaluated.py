@@ -69,11 +69,11 @@ class Evaluated:
 
     def plates(self, name: str) -> list[str]:
         """Plates of a variable in the order of Pyro's dimensions, leftmost first."""
-        frames = self.graph.variables[name].frames
-        return sorted(
-            (p for p in frames if p in self.graph.plates),
-            key=lambda p: (self.graph.plates[p].dim or 0, frames.index(p)),
-        )
+        return self.ordered([p for p in self.graph.variables[name].frames if p in self.graph.plates])
+
+    def ordered(self, plates: list[str]) -> list[str]:
+        """Plates in the order of Pyro's dimensions, leftmost first."""
+        return sorted(plates, key=lambda p: (self.graph.plates[p].dim or 0, plates.index(p)))
 
     def size(self, frame: str) -> int:
         """Members of a plate or steps of a time axis."""

@@ -71,9 +71,9 @@ def filtered(density: Density, values: Values, sites: Iterable[str] | None = Non
         loop = vectorised(found[0])
         for name in dict.fromkeys(found[1].names):
             p = probe(at.graph, name, at.graph.variables[name].frames, (name,))
-            final = _without_data(at.graph, loop) if ahead else at.graph
+            final = without_data(at.graph, loop) if ahead else at.graph
             with torch.enable_grad():
-                total = _up_to(at, loop, replace(final, factors=(*final.factors, p)), loop.position(name))
+                total = up_to(at, loop, replace(final, factors=(*final.factors, p)), loop.position(name))
             if not bool(total.data.isfinite().all()):
                 raise impossible(at.graph)
             (g,) = torch.autograd.grad(total.data.sum(), p.term.data)
@@ -97,7 +97,7 @@ def step_log_likelihood(density: Density, values: Values, plates: Sequence[str] 
     """
     at = evaluated(density, values)
     loop = the_loop(at)
-    totals = [_up_to(at, loop, at.graph, step, plates) for step in [-1, *range(loop.first), slice(loop.first, None)]]
+    totals = [up_to(at, loop, at.graph, step, plates) for step in [-1, *range(loop.first), slice(loop.first, None)]]
     names = [loop.axis, *plates]
     shape = [at.size(p) for p in plates]
     rows = [x.aligned(names) for x in totals]
@@ -126,7 +126,7 @@ def vectorised(loop: Loop) -> Loop:
     return loop
 
 
-def _up_to(
+def up_to(
     at: Evaluated, loop: Loop, final: FactorGraph, step: "int | slice | None", plates: Sequence[str] = ()
 ) -> Named:
     """Log-density of the data before each step, times the terms of ``final`` at the step itself.
@@ -142,7 +142,7 @@ def _up_to(
         if where is None:
             chosen.append((f, f))
         elif isinstance(step, slice):
-            before = past.get(f.name, _zero(f))
+            before = past.get(f.name, zeroed(f))
             # The first steps are past data of every step on the axis.
             chosen.append((before, f) if isinstance(where, slice) else (before, before))
         elif isinstance(where, int) and step is not None and where <= step:
@@ -286,18 +286,19 @@ def _finite(x: Tensor) -> Tensor:
     return torch.where(x.isfinite(), x, 0.0)
 
 
-def _without_data(graph: FactorGraph, loop: Loop) -> FactorGraph:
+def without_data(graph: FactorGraph, loop: Loop) -> FactorGraph:
     """The graph with zeros for all that is observed in a loop."""
     return replace(
         graph,
         factors=tuple(
-            _zero(f) if f.role in ("observed", "factor") and loop.position(f.name) is not None else f
+            zeroed(f) if f.role in ("observed", "factor") and loop.position(f.name) is not None else f
             for f in graph.factors
         ),
     )
 
 
-def _zero(f: Factor) -> Factor:
+def zeroed(f: Factor) -> Factor:
+    """A factor that says nothing."""
     return replace(f, term=Term(torch.zeros_like(f.term.data, requires_grad=False), OrderedDict(f.term.inputs)))
 
 

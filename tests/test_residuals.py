@@ -1,0 +1,99 @@
+"""Residuals against the distribution function of the forecast, worked out by a filter by hand."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.testing import assert_close
+
+import symhmm
+from symhmm.errors import GraphError, ProgramError
+from symhmm.posterior.residuals import describe, residuals
+
+A = torch.tensor([[0.9, 0.1], [0.2, 0.8]], dtype=torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def double():
+    torch.set_default_dtype(torch.float64)
+
+
+def program(y, mask, emission):
+    rate = pyro.param("rate", torch.tensor([1.0, 6.0]))
+    with pyro.plate("animal", y.shape[1]):
+        z = None
+        for t in pyro.markov(range(len(y))):
+            z = pyro.sample(f"z_{t}", dist.Categorical(torch.ones(2) / 2 if z is None else A[z]))
+            with pyro.poutine.mask(mask=mask[t]):
+                pyro.sample(f"y_{t}", emission(rate[z]), obs=y[t])
+
+
+def data(steps=400, animals=2):
+    generator = torch.Generator().manual_seed(0)
+    z = torch.zeros(animals, dtype=torch.int64)
+    rows = []
+    for _ in range(steps):
+        z = torch.multinomial(A[z], 1, generator=generator).squeeze(-1)
+        rows.append(z)
+    rate = torch.tensor([1.0, 6.0])[torch.stack(rows)]
+    mask = torch.rand(steps, animals, generator=generator) > 0.1
+    return rate, mask, generator
+
+
+def by_hand(y, mask, p, cdf):
+    """P(Y_t <= y_t | past) by a filter: p and cdf have shape (T, N, 2)."""
+    rows, state = [], torch.full((y.shape[1], 2), 0.5)
+    for t in range(len(y)):
+        rows.append((state * cdf[t]).sum(-1))
+        state = torch.where(mask[t, :, None], state * p[t], state)
+        state = (state / state.sum(-1, keepdim=True)) @ A
+    return torch.stack(rows)
+
+
+def normal(rate):
+    return dist.Normal(rate, 1.0)
+
+
+def student(rate):
+    return dist.StudentT(5.0, rate)
+
+
+def test_continuous_residuals_are_those_of_the_forecast():
+    rate, mask, generator = data()
+    y = rate + torch.randn(rate.shape, generator=generator)
+    density = symhmm.compile(program, y, mask, normal)
+    found = residuals(density, density.initial(), "y_{time}")
+    states = dist.Normal(torch.tensor([1.0, 6.0]), 1.0)
+    u = by_hand(y, mask, states.log_prob(y[..., None]).exp(), states.cdf(y[..., None]))
+    assert found.dims == ("time", "animal")
+    assert torch.equal(found.values.isnan(), ~mask)
+    assert_close(found.values[mask], torch.special.ndtri(u)[mask], rtol=1e-7, atol=1e-7)
+    (row,) = describe(found).rows
+    assert abs(row[1]) < 0.15 and abs(row[2] - 1) < 0.1 and row[3] > 1e-3 and abs(row[4]) < 0.1
+
+
+def test_counts_lie_between_their_bounds():
+    rate, mask, generator = data(100)
+    y = torch.poisson(rate, generator=generator)
+    density = symhmm.compile(program, y, mask, dist.Poisson)
+    found = residuals(density, density.initial(), "y_{time}", seed=3)
+    states = dist.Poisson(torch.tensor([1.0, 6.0]))
+    p = states.log_prob(y[..., None]).exp()
+
+    def cdf(x):
+        x = x[..., None]
+        return torch.where(x < 0, 0.0, torch.special.gammaincc(x.clamp_min(0) + 1, states.rate))
+
+    u = torch.special.ndtr(found.values)
+    assert (u <= by_hand(y, mask, p, cdf(y)) + 1e-9)[mask].all()
+    assert (u >= by_hand(y, mask, p, cdf(y - 1)) - 1e-9)[mask].all()
+    assert torch.equal(residuals(density, density.initial(), "y_{time}", seed=3).values[mask], found.values[mask])
+
+
+def test_refusals():
+    rate, mask, _ = data(10)
+    density = symhmm.compile(program, rate, mask, student)
+    with pytest.raises(GraphError, match="no observed site 'x'"):
+        residuals(density, density.initial(), "x")
+    with pytest.raises(ProgramError, match="StudentT has no distribution function"):
+        residuals(density, density.initial(), "y_{time}")
