@@ -39,8 +39,8 @@ def test_a_constant_transition_is_not_repeated_over_time() -> None:
     assert inputs["y_{time}"] == {"time": 8, "z_{time}": 2}
     (chain,) = graph.chains.values()
     assert (chain.length, chain.history, chain.first) == (8, 1, 1)
-    assert chain.variables[0].initial == ("z_1",)
-    assert chain.variables[0].steps == tuple(f"z_{t}" for t in range(2, 9))
+    assert chain.variables[0].initial == ("z_0",)
+    assert chain.variables[0].steps == tuple(f"z_{t}" for t in range(1, 9))
 
 
 def test_a_shared_transition_is_not_repeated_over_a_plate() -> None:
