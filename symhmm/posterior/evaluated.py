@@ -89,8 +89,10 @@ class Evaluated:
         """
         found = self.sites[site]
         if found is None:
-            dims = (*first, *self.plates(site), *last)
-            return Labelled(site, parts[site].aligned(dims), dims)
+            axes = [a for a in self.graph.variables[site].frames if a in self.graph.chains]
+            dims = (*first, *axes, *self.plates(site), *last)
+            labels = {x.axis: x.labels[x.first :] for x in self.loops if x.axis in axes}
+            return Labelled(site, parts[site].aligned(dims), dims, labels)
         loop, series = found
         plates = self.plates(series.names[-1])
         axis = loop.axis

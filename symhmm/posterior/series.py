@@ -62,14 +62,18 @@ def _vectorised(graph: FactorGraph, chain: Chain) -> Loop:
     steps = slice(chain.first, chain.first + chain.length)
     owners = {f.name: f.frames for f in graph.factors} | {n: v.frames for n, v in graph.variables.items()}
     positions: dict[str, int | slice] = {n: steps for n, frames in owners.items() if axis in frames}
-    earlier = {n for v in chain.variables for n in v.previous}
+    earlier = {n for c in graph.chains.values() for v in c.variables for n in v.previous}
     for template in [n for n in positions if n not in earlier]:
         for k in range(chain.first):
             name = at_label(template, axis, labels[k])
             if name in owners and name != template:
                 positions[name] = k
     out = []
+    # A loop inside a loop has two time axes: its steps are not joined.
+    nested = {n for n, v in graph.variables.items() if len(set(v.frames) & set(graph.chains)) > 1}
     for v in chain.variables:
+        if v.current in nested:
+            continue
         home = set(graph.variables[v.current].frames) - {axis}
         names = {k: at_label(v.current, axis, labels[k]) for k in range(chain.first)}
         names |= {chain.first - len(v.initial) + i: n for i, n in enumerate(v.initial)}
@@ -87,7 +91,7 @@ def _vectorised(graph: FactorGraph, chain: Chain) -> Loop:
         first = [names[k] for k in range(start, chain.first)]
         out.append(Series(v.current, (*first, *[v.current] * chain.length), start))
     linked = {v.current for v in chain.variables} | earlier
-    local = [n for n, v in graph.variables.items() if axis in v.frames and n not in linked]
+    local = [n for n, v in graph.variables.items() if axis in v.frames and n not in linked | nested]
     out += [Series(n, (n,) * chain.length, chain.first) for n in local]
     return Loop(axis, labels, chain.first, tuple(out), positions)
 
