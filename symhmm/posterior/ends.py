@@ -63,7 +63,9 @@ def ends(graph: FactorGraph, loops: Iterable[Loop]) -> Ends:
             {p for f in graph.factors if loop.position(f.name) is not None for p in f.frames} & set(graph.plates)
         )
         # Plates inside one step have no sequence of their own.
-        homes = [set(graph.variables[v].frames) for s in loop.series for v in dict.fromkeys(s.names) if v in graph.variables]
+        homes = [
+            set(graph.variables[v].frames) for s in loop.series for v in dict.fromkeys(s.names) if v in graph.variables
+        ]
         plates = [p for p in plates if any(p in home for home in homes)]
         seen = torch.zeros([graph.plates[p].size for p in plates] + [len(loop.labels)], dtype=torch.bool)
         for factor in graph.factors:
