@@ -12,6 +12,8 @@ LOG_LIKELIHOOD = "log-likelihood"
 LOG_POSTERIOR = "log-posterior density"
 ELBO = "ELBO (lower bound of the log-likelihood)"
 ELBO_EVIDENCE = "ELBO (lower bound of the log-evidence)"
+LAPLACE = "log-likelihood (Laplace)"
+LAPLACE_POSTERIOR = "log-posterior density (effects by Laplace)"
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,7 @@ class Estimate:
         marginal: importance-weighted estimate of the log-likelihood (all latents integrated out) and its Monte Carlo
             standard error, nats, if the driver makes one.
         fixed: names that were held at given values.
+        integrated: latents that were integrated out of the objective; ``values`` has their conditional modes.
     """
 
     method: str
@@ -193,6 +196,7 @@ class Estimate:
     posterior: Posterior | None = None
     marginal: tuple[float, float] | None = None
     fixed: tuple[str, ...] = ()
+    integrated: tuple[str, ...] = ()
 
     @property
     def n_parameters(self) -> int:
