@@ -24,9 +24,13 @@ FLOORS: list[dict[str, str]] = [
     },
     {"compiler": "steps order plan lower arguments step layout roles density marginal"},
     {"tables": "results states"},
-    {"posterior": "series ends evaluated marginals traceback decode prefix pointwise forecast align simulate residuals"},
-    {"infer": "progress target lbfgs starts checkpoint information guide bound verdict warm mle svi metric"
-        " laplace_members laplace laplace_exact laplace_fit"},
+    {
+        "posterior": "series ends evaluated marginals traceback decode prefix pointwise forecast align simulate residuals"
+    },
+    {
+        "infer": "progress target lbfgs starts checkpoint information guide bound verdict warm mle svi metric"
+        " laplace_members laplace laplace_exact laplace_fit"
+    },
     {"": "datasets plots questions fitting models cli"},
 ]
 # Beside the house: the public oracle may look at the lower floors, and nobody in the house may look at it.
