@@ -26,7 +26,8 @@ $(BENCH_STAMP): $(STAMP)
 	@touch $@
 
 demo: $(STAMP)
-	$(VENV)/bin/python examples/mixed_hmm.py
+	@mkdir -p out
+	$(VENV)/bin/python examples/mixed_hmm.py --plot out/mixed_hmm.png
 
 test: $(STAMP)
 	$(VENV)/bin/ruff format --check
