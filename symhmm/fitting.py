@@ -5,21 +5,23 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from math import isfinite, log, nan
+from math import log
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from symhmm import effects
 from symhmm.compiler.density import Density, compile
 from symhmm.errors import FitError
 from symhmm.graph import FactorGraph
 from symhmm.infer import laplace_fit, mle, svi
-from symhmm.infer.information import Information, count_observations, information, interval, standard_errors
+from symhmm.infer.information import Information, count_observations, information, standard_errors
 from symhmm.infer.laplace import laplace
 from symhmm.infer.target import Target, target
 from symhmm.questions import Questions
-from symhmm.tables.results import LOG_LIKELIHOOD, Estimate, Optima, Status, Table, label
+from symhmm.summary import Summary, criterion, summary
+from symhmm.tables.results import Estimate, Optima, Status, Table
 
 METHODS: dict[str, Callable[..., Estimate]] = {
     "mle": partial(mle.run, method="mle"),
@@ -106,12 +108,12 @@ class Fit(Questions):
         Raises:
             FitError: the objective is a joint density.
         """
-        return self._criterion(2.0)
+        return criterion(self, 2.0)
 
     @property
     def bic(self) -> float:
         """Schwarz's criterion, with the number of observed values as the sample size. Raises like `aic`."""
-        return self._criterion(log(max(self.n_observations, 1)))
+        return criterion(self, log(max(self.n_observations, 1)))
 
     @property
     def status(self) -> Status:
@@ -140,6 +142,21 @@ class Fit(Questions):
             return None
         return information(free, free.start)
 
+    @cached_property
+    def standard_errors(self) -> Mapping[str, Tensor]:
+        """Of the points by name, natural scale, from `information` by the delta method; empty without one."""
+        found = self.information
+        return {} if found is None else standard_errors(self._target, self._target.start, found)
+
+    @cached_property
+    def posterior_draws(self) -> Mapping[str, Tensor]:
+        """Constrained values drawn from the posterior by name, shape (draws, *shape); empty without one."""
+        if self.estimate.posterior is None:
+            return {}
+        with torch.no_grad():
+            drawn = [self.density.unpack(v) for v in self.estimate.posterior.sample(DRAWS)]
+        return {n: torch.stack([d[n] for d in drawn]) for n in drawn[0]}
+
     def fixed_effects(self) -> Table:
         """Parameters and latents outside every plate: estimate, standard error, 95 percent interval, natural scale.
 
@@ -147,22 +164,7 @@ class Fit(Questions):
         method); after ``svi``, latents have the mean, standard deviation and quantiles of the posterior, and
         parameters, which are points there, have none.
         """
-        errors, draws = self._errors, self._draws
-        rows: list[tuple[Any, ...]] = []
-        for e in self.density.layout.entries:
-            if e.plates:
-                continue
-            value, names = self.values[e.name].reshape(-1).tolist(), label(e.name, e.shape)
-            if e.name in self.estimate.fixed:
-                rows += [(n, v, nan, nan, nan, "fixed") for n, v in zip(names, value, strict=True)]
-            elif e.name in draws and not e.is_param:
-                rows += [(n, *row, e.role) for n, row in zip(names, _describe(draws[e.name]), strict=True)]
-            else:
-                se = errors[e.name].reshape(-1).tolist() if e.name in errors else [nan] * len(value)
-                rows += [
-                    (n, v, s, *interval(v, s, e.constraint), e.role) for n, v, s in zip(names, value, se, strict=True)
-                ]
-        return Table(("name", "estimate", "se", "2.5%", "97.5%", "role"), tuple(rows))
+        return effects.fixed_effects(self)
 
     def random_effects(self, plate: str | None = None) -> Table:
         """Effects of each member of ``plate`` (of all plates if None) with their uncertainty, one row per number.
@@ -173,23 +175,7 @@ class Fit(Questions):
         Raises:
             FitError: the program has no random effects of that plate.
         """
-        entries = [e for e in self.density.layout.entries if e.plates and (plate is None or plate in e.plates)]
-        if not entries:
-            plates = sorted({p for e in self.density.layout.entries for p in e.plates})
-            raise FitError(
-                f"there are no random effects{f' of plate {plate!r}' if plate else ''}.",
-                details=[f"plates with random effects: {', '.join(plates) or 'none'}"],
-                suggestion="a continuous pyro.sample inside a pyro.plate is one",
-            )
-        rows: list[tuple[Any, ...]] = []
-        for e in entries:
-            names = label(e.name, e.shape)
-            if e.name in self._draws and e.name not in self.estimate.fixed:
-                numbers = _describe(self._draws[e.name])
-            else:
-                numbers = [(v, nan, nan, nan) for v in self.values[e.name].reshape(-1).tolist()]
-            rows += [(n, *row, ", ".join(e.plates)) for n, row in zip(names, numbers, strict=True)]
-        return Table(("name", "estimate", "sd", "2.5%", "97.5%", "plate"), tuple(rows))
+        return effects.random_effects(self, plate)
 
     def variances(self) -> Table:
         """Spread of the random effects between members, one row per effect.
@@ -197,80 +183,11 @@ class Fit(Questions):
         ``sd of estimates`` is shrunk towards zero; ``total sd`` adds what is left uncertain in each member, and is the
         estimate of the spread in the population.
         """
-        rows: list[tuple[Any, ...]] = []
-        for e in self.density.layout.entries:
-            if not e.plates:
-                continue
-            event = self.density.graph.latents[e.name].event_dim
-            members = [len(e.shape) - event + d for d in e.plates.values()]
-            n = torch.Size(e.shape[i] for i in members).numel()
-            draws = self._draws[e.name] if e.name in self._draws else self.values[e.name][None]
-            mean = draws.mean(0)
-            between = mean.var(members, correction=0).reshape(-1)
-            total = (between + draws.var(0, correction=0).mean(members).reshape(-1)).sqrt()
-            left = [s for i, s in enumerate(e.shape) if i not in members]
-            for name, b, t in zip(label(e.name, left), between.sqrt().tolist(), total.tolist(), strict=True):
-                rows.append((name, ", ".join(e.plates), n, b, t if self.estimate.posterior else nan))
-        return Table(("effect", "plate", "members", "sd of estimates", "total sd"), tuple(rows))
+        return effects.variances(self)
 
-    def summary(self) -> "Summary":
+    def summary(self) -> Summary:
         """Everything above on one page; ``print(fit.summary())``."""
-        est, lines = self.estimate, []
-        error = f" +- {est.error:.2g}" if est.error else ""
-        lines.append(f"method          {est.method}, {est.n_evaluations} gradients, {est.seconds:.2f} s")
-        lines.append(f"status          {est.status}")
-        lines.append(f"{est.objective_name}: {est.objective:.4f}{error} nats")
-        if est.marginal is not None:
-            what = "log-likelihood" if est.objective_name.endswith("log-likelihood)") else "log-evidence"
-            lines.append(f"{what}, importance-weighted: {est.marginal[0]:.4f} +- {est.marginal[1]:.2g} nats")
-        lines += self._criteria()
-        lines += ["", repr(self.fixed_effects())]
-        found = self.information
-        if found is not None:
-            lines.append("standard errors: observed information, by central differences of the exact gradient")
-            if found.rank < len(found.flat):
-                lost = len(found.flat) - found.rank
-                lines.append(f"{lost} of {len(found.flat)} directions are flat; '-' marks what they touch")
-        if any(e.plates for e in self.density.layout.entries):
-            lines += ["", repr(self.variances())]
-        if len(est.optima.objectives) > 1:
-            lines += ["", repr(est.optima)]
-        return Summary("\n".join(lines))
-
-    def _criteria(self) -> list[str]:
-        est, n = self.estimate, self.n_observations
-        counted = " + ".join(f"{name} {k}" for name, k in est.counts.items())
-        lines = [f"free values     {est.n_parameters} = {counted}; {n} observations"]
-        if self._evidence is None:
-            return lines
-        (value, why), k = self._evidence, est.n_parameters
-        lines.append(f"AIC {2 * k - 2 * value:.2f}, BIC {k * log(max(n, 1)) - 2 * value:.2f}{why}")
-        if self.information is not None and self.information.rank < k:
-            k = self.information.rank
-            lines.append(f"  with the {k} values that the data determine: AIC {2 * k - 2 * value:.2f}")
-        return lines
-
-    @cached_property
-    def _evidence(self) -> tuple[float, str] | None:
-        """What AIC and BIC may be made of, and a remark on it; None for a joint density, which is no likelihood."""
-        est = self.estimate
-        prior = any(not e.is_param and not e.plates for e in self.density.layout.entries)
-        if not isfinite(est.objective) or prior or est.method == "map":
-            return None
-        if est.objective_name == LOG_LIKELIHOOD:
-            return est.objective, ""
-        if est.marginal is not None:
-            return est.marginal[0], f" (importance-weighted, +- {2 * est.marginal[1]:.2g})"
-        return est.objective, " (of the ELBO: an upper bound of the true one)"
-
-    def _criterion(self, penalty: float) -> float:
-        if self._evidence is None:
-            raise FitError(
-                f"there is no marginal likelihood after method={self.estimate.method!r}, so no AIC or BIC.",
-                details=[f"its objective is the {self.estimate.objective_name}"],
-                suggestion="method='mle', or 'svi' for a program with random effects and no priors",
-            )
-        return penalty * self.estimate.n_parameters - 2 * self._evidence[0]
+        return summary(self)
 
     @cached_property
     def _target(self) -> Target:
@@ -280,11 +197,6 @@ class Fit(Questions):
         values = {n: v for n, v in self.values.items() if n not in gone}
         return target(density, {n: values[n] for n in self.estimate.fixed}, self.estimate.method, values)
 
-    @cached_property
-    def _errors(self) -> dict[str, Tensor]:
-        found = self.information
-        return {} if found is None else standard_errors(self._target, self._target.start, found)
-
     def drawn(self, draws: int) -> list[Mapping[str, Tensor]]:
         """Constrained values drawn from the posterior; the estimate itself where ``draws`` is 0.
 
@@ -293,10 +205,10 @@ class Fit(Questions):
         """
         if draws == 0:
             return [self.values]
-        if not self._draws:
+        if not self.posterior_draws:
             raise FitError(f"method={self.estimate.method!r} has no posterior to draw from.", suggestion="draws=0")
         n = min(draws, DRAWS)
-        return [{name: x[i] for name, x in self._draws.items()} for i in range(n)]
+        return [{name: x[i] for name, x in self.posterior_draws.items()} for i in range(n)]
 
     def on(self, *args: Any, **kwargs: Any) -> "Fit":
         """The same estimate with other data, given as the program's arguments: states of a sequence it has not seen.
@@ -316,33 +228,8 @@ class Fit(Questions):
         density.layout.check(self.values)
         return replace(self, density=density)
 
-    @cached_property
-    def _draws(self) -> dict[str, Tensor]:
-        """Posterior draws of the constrained values, shape (draws, *shape) each; empty without a posterior."""
-        if self.estimate.posterior is None:
-            return {}
-        with torch.no_grad():
-            drawn = [self.density.unpack(v) for v in self.estimate.posterior.sample(DRAWS)]
-        return {n: torch.stack([d[n] for d in drawn]) for n in drawn[0]}
-
     def __repr__(self) -> str:
         return f"Fit: {self.estimate}"
-
-
-@dataclass(frozen=True)
-class Summary:
-    """A page of text."""
-
-    text: str
-
-    def __repr__(self) -> str:
-        return self.text
-
-
-def _describe(draws: Tensor) -> list[tuple[float, ...]]:
-    flat = draws.reshape(draws.shape[0], -1)
-    low, high = flat.quantile(torch.tensor([0.025, 0.975], dtype=flat.dtype), dim=0)
-    return list(zip(*(x.tolist() for x in (flat.mean(0), flat.std(0), low, high)), strict=True))
 
 
 def _closest(name: str, known: Any) -> str:
