@@ -23,9 +23,10 @@ from torch import Tensor
 from torch.distributions import constraints
 
 import symhmm
-from symhmm.datasets import SequenceData, simulate_mixed_hmm
+from symhmm.datasets import simulate_mixed_hmm
 from symhmm.distributions import with_zero_diagonal
 from symhmm.posterior.align import order_by
+from symhmm.tables.data import SequenceData
 
 STATES, RARELY, OFTEN = 3, -3.5, -1.2
 
@@ -55,11 +56,10 @@ def simulate(animals: int, steps: int, seed: int) -> tuple[SequenceData, Tensor,
         for n, level in ((animals // 2, RARELY), (animals - animals // 2, OFTEN))
     ]  # fmt: skip
     (a, truth_a), (b, truth_b) = halves
-    data = SequenceData(
-        torch.cat([a.y, b.y], 1),
-        torch.cat([a.mask, b.mask], 1),
-        torch.cat([a.lengths, b.lengths]),
-        torch.arange(animals),
+    data = SequenceData.from_tensors(
+        {"y": torch.cat([a.y, b.y], 1)},
+        observed=torch.cat([a.mask, b.mask], 1),
+        lengths=torch.cat([a.lengths, b.lengths]),
     )
     kinds = (torch.arange(animals) >= animals // 2).long()
     return data, torch.cat([truth_a.states, truth_b.states], 1), kinds

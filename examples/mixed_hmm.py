@@ -20,8 +20,9 @@ from pyro.ops.indexing import Vindex
 from torch.distributions import constraints
 
 import symhmm
-from symhmm.datasets import MixedTruth, SequenceData, simulate_mixed_hmm
+from symhmm.datasets import MixedTruth, simulate_mixed_hmm
 from symhmm.distributions import with_zero_diagonal
+from symhmm.tables.data import SequenceData
 
 
 def model(data: SequenceData, K: int = 3) -> None:

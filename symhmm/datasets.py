@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from symhmm.errors import DataError
+from symhmm.tables.data import SequenceData
 
 # Earthquakes of magnitude 7 or more in the world, 1900-2006 (US Geological Survey; Zucchini, MacDonald and Langrock
 # 2016, table 1.1).
@@ -30,41 +31,6 @@ def earthquakes() -> Tensor:
     (107, tensor([13., 14.,  8.]))
     """
     return torch.tensor([float(count) for count in _EARTHQUAKES.split()])
-
-
-@dataclass(frozen=True)
-class SequenceData:
-    """Sequences of several individuals, time first, padded at the end to the longest.
-
-    Args:
-        y: shape (T, N), observations; 0 where ``mask`` is False, so that no NaN can enter a density.
-        mask: shape (T, N), bool; False at a missing observation and after the end of a sequence.
-        lengths: shape (N,), steps of each sequence, missing ones included.
-        ids: shape (N,), a number for each individual.
-
-    In a program, ``y[t]`` and ``mask[t]`` are one step of all individuals, in the plate dimension -1.
-    """
-
-    y: Tensor
-    mask: Tensor
-    lengths: Tensor
-    ids: Tensor
-
-    @property
-    def num_steps(self) -> int:
-        """T, the length of the longest sequence."""
-        return self.y.shape[0]
-
-    @property
-    def num_sequences(self) -> int:
-        """N, the number of individuals."""
-        return self.y.shape[1]
-
-    def __repr__(self) -> str:
-        shortest, longest = int(self.lengths.min()), int(self.lengths.max())
-        steps = f"{longest}" if shortest == longest else f"{shortest}-{longest}"
-        missing = int(self.lengths.sum() - self.mask.sum())
-        return f"SequenceData({self.num_sequences} individuals, {steps} steps, {missing} missing, {self.y.dtype})"
 
 
 @dataclass(frozen=True)
@@ -136,7 +102,8 @@ def simulate_mixed_hmm(
 
     >>> data, truth = simulate_mixed_hmm(4, 50, 2, shortest=30, missing=0.1, generator=torch.Generator().manual_seed(1))
     >>> data
-    SequenceData(4 individuals, 31-50 steps, 19 missing, torch.float32)
+    SequenceData: 4 individuals, 31-50 steps, torch.float32
+      y  stream  19 missing, -3.364 to 3.19
     >>> data.y[0].shape, truth.transitions.shape
     (torch.Size([4]), torch.Size([4, 2, 2]))
     """
@@ -175,7 +142,7 @@ def simulate_mixed_hmm(
         y = loc[states] + scale[states] * torch.randn(t, n, dtype=dtype, generator=generator)
     inside = torch.arange(t).unsqueeze(-1) < lengths
     mask = inside & (torch.rand(t, n, generator=generator) >= missing)
-    data = SequenceData(torch.where(mask, y, 0.0), mask, lengths, torch.arange(n))
+    data = SequenceData.from_tensors({"y": y}, observed=mask, lengths=lengths)
     return data, MixedTruth(logits, spread, effects, loc, scale, torch.where(inside, states, -1))
 
 

@@ -23,7 +23,7 @@ FLOORS: list[dict[str, str]] = [
         " sites open factors program"
     },
     {"compiler": "steps order plan lower arguments step layout roles density marginal"},
-    {"tables": "results states support read data gaps frame formula design"},
+    {"tables": "results states support read gaps frame data formula design"},
     {
         "posterior": "series ends evaluated marginals traceback kbest decode prefix blocks pointwise forecast curves align"
         " simulate checks residuals inference_data"
@@ -32,7 +32,7 @@ FLOORS: list[dict[str, str]] = [
         "infer": "progress target lbfgs starts checkpoint information profile restrict guide bound verdict warm mle svi minibatch"
         " metric laplace_members laplace laplace_exact laplace_fit closed_forms em noncentred draws nuts"
     },
-    {"": "datasets simulators questions effects summary fitting plots saved"},
+    {"": "datasets simulators questions effects components summary fitting plots saved"},
     {"models": ""},
     {"": "report cli"},
 ]

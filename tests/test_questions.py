@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 import symhmm
 from symhmm.capture.program import capture
-from symhmm.datasets import SequenceData, simulate_mixed_hmm
+from symhmm.datasets import simulate_mixed_hmm
 from symhmm.errors import DataError, FitError, GraphError, ValuesError
 from symhmm.graph import Recipe
 from symhmm.posterior.decode import posterior_decode, sample_states, viterbi
@@ -53,13 +53,6 @@ def double():
     torch.set_default_dtype(torch.float64)
 
 
-def alone(data: SequenceData, n: int) -> SequenceData:
-    """One animal without its padding."""
-    length = int(data.lengths[n])
-    pick = slice(n, n + 1)
-    return SequenceData(data.y[:length, pick], data.mask[:length, pick], data.lengths[pick], data.ids[pick])
-
-
 def ask_all(density):
     v = density.initial()
     return {
@@ -79,7 +72,7 @@ def test_padded_equals_unpadded(data):
     together = ask_all(symhmm.compile(program, data))
     score = 0.0
     for n in range(data.num_sequences):
-        for what, mine in ask_all(symhmm.compile(program, alone(data, n))).items():
+        for what, mine in ask_all(symhmm.compile(program, data.take([n]))).items():
             for site, x in mine.items():
                 theirs = together[what][site].sel(animal=n)
                 length = len(x.values) if x.dims[0] == "time" else None
@@ -154,14 +147,14 @@ def test_a_fit_answers_with_labels(data):
     with pytest.raises(DataError, match="do not fit"):
         fit.smooth().relabelled({"animal": ("ann",)})
     assert fit.sample_states(5)["z_{time}"].values.shape == (5, 12, 4)
-    other = alone(data, 1)
+    other = data.take([1])
     direct = viterbi(symhmm.compile(program, other), fit.values)
     assert torch.equal(fit.on(other).viterbi()["z_{time}"].values, direct["z_{time}"].values)
 
 
 def test_states_of_other_data_are_refused_where_effects_belong_to_members(data):
     fit = symhmm.fit(program, data, True, method="svi", steps=20, cooldown=10, restarts=1)
-    other = alone(data, 1)
+    other = data.take([1])
     with pytest.raises(FitError, match="'shift' belongs to the members of 'animal'"):
         fit.on(other, True)
     with pytest.raises(ValuesError, match="shift"):

@@ -224,7 +224,7 @@ class Density:
         return _run(self.program, self.arguments, named, data, self.graph)
 
 
-_CACHE: "weakref.WeakKeyDictionary[Any, dict[Any, tuple[Compiled, Arguments]]]" = weakref.WeakKeyDictionary()
+_CACHE: "weakref.WeakKeyDictionary[Any, dict[Any, Compiled]]" = weakref.WeakKeyDictionary()
 
 
 def compile(
@@ -254,15 +254,15 @@ def compile(
     key = (arguments.signature, strategy, memory_limit)
     cache = _cache_of(program)
     if key in cache:
-        compiled, first = cache[key]
+        compiled = cache[key]
         if compiled.mode == "captured":
             subsamples = tuple(compiled.graph.subsamples.values())
-            return Density(program, first, compiled, arguments.tensors + subsamples)
+            return Density(program, arguments, compiled, arguments.tensors + subsamples)
     graph = (program if isinstance(program, FactorGraph) else capture(program, args, kwargs)).check()
     compiled = Compiled(graph, plan(graph, strategy=strategy, memory_limit=memory_limit), layout(graph))
     density = Density(program, arguments, compiled, arguments.tensors + tuple(graph.subsamples.values()))
     _capture_step(density)
-    cache[key] = (compiled, arguments)
+    cache[key] = compiled
     return density
 
 
@@ -329,7 +329,7 @@ def _run(
     return graph
 
 
-def _cache_of(program: Any) -> dict[Any, tuple[Compiled, Arguments]]:
+def _cache_of(program: Any) -> dict[Any, Compiled]:
     try:
         return _CACHE.setdefault(program, {})
     except TypeError:  # not hashable, or no weak references: such programs are compiled at each call
