@@ -60,6 +60,10 @@ class ValuesError(SymhmmError):
     """Parameter or latent values are missing, unknown, of the wrong shape or outside their support."""
 
 
+class SpecError(SymhmmError):
+    """A formula or a model's specification cannot be used: a name that is not there, a typo, a design of too low a rank."""
+
+
 class FitError(SymhmmError):
     """A fit cannot start: no free values, a non-finite density at the start, an unknown method or option."""
 
