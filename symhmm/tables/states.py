@@ -115,7 +115,7 @@ class Labelled:
             columns |= {f"{STATE} {x}": picked[:, k].tolist() for k, x in enumerate(self.labels[STATE])}
         else:
             columns["value"] = picked.tolist()
-        return _frame(columns, backend)
+        return native_frame(columns, backend)
 
     def __repr__(self) -> str:
         shape = ", ".join(f"{d}: {n}" for d, n in zip(self.dims, self.values.shape, strict=True))
@@ -187,7 +187,12 @@ class Answers(Mapping[str, Labelled]):
         return "\n".join([f"{self.what}{score}", *rows])
 
 
-def _frame(columns: dict[str, list[Any]], backend: str) -> Any:
+def native_frame(columns: Mapping[str, Any], backend: str = "pandas") -> Any:
+    """Columns as a data frame of pandas or polars, or a table of Arrow (``pyarrow``).
+
+    Raises:
+        DataError: there is no such kind.
+    """
     if backend == "pandas":
         import pandas
 
@@ -196,4 +201,8 @@ def _frame(columns: dict[str, list[Any]], backend: str) -> Any:
         import polars
 
         return polars.DataFrame(columns)
-    raise DataError(f"unknown kind of data frame {backend!r}.", suggestion="'pandas' or 'polars'")
+    if backend == "pyarrow":
+        import pyarrow
+
+        return pyarrow.table(dict(columns))
+    raise DataError(f"unknown kind of data frame {backend!r}.", suggestion="'pandas', 'polars' or 'pyarrow'")
