@@ -13,7 +13,7 @@ MOST_LINES = 400
 # Inside a room a module may import those to its left. Rooms on one floor are strangers.
 FLOORS: list[dict[str, str]] = [
     {"": "errors"},
-    {"": "semiring graph distributions"},
+    {"": "semiring graph", "distributions": "special chain circular positive unit counts atoms"},
     {
         "chains": "layout reference jit careful joins simd transpose lane_steps lanes_forward lanes_backward sizes threads places"
         " cpu best_path cpu_best registered cuda operator path_steps paths"

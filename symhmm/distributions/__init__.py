@@ -1,0 +1,23 @@
+"""Distributions that hidden Markov models need and Pyro lacks or approximates, and the transition matrices of a chain."""
+
+from symhmm.distributions.atoms import Hurdle, ZeroInflated, ZeroOneInflated
+from symhmm.distributions.chain import stationary_distribution, with_zero_diagonal
+from symhmm.distributions.circular import VonMises, WrappedCauchy
+from symhmm.distributions.counts import NegativeBinomialMean
+from symhmm.distributions.positive import GammaMeanSd, TruncatedNormal
+from symhmm.distributions.unit import Beta, BetaMeanPrecision
+
+__all__ = [
+    "Beta",
+    "BetaMeanPrecision",
+    "GammaMeanSd",
+    "Hurdle",
+    "NegativeBinomialMean",
+    "TruncatedNormal",
+    "VonMises",
+    "WrappedCauchy",
+    "ZeroInflated",
+    "ZeroOneInflated",
+    "stationary_distribution",
+    "with_zero_diagonal",
+]
