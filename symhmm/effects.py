@@ -1,17 +1,18 @@
 """Effects: tables of fixed and random effects, made from what a fit knows of its values and their uncertainty."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import nan
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from symhmm.compiler.density import Density
 from symhmm.compiler.layout import Entry
 from symhmm.errors import FitError
 from symhmm.infer.information import Information, interval
-from symhmm.tables.results import Estimate, Table, label
+from symhmm.tables.results import Estimate, Posterior, Table, label
 
 
 class Fitted(Protocol):
@@ -41,6 +42,9 @@ class Fitted(Protocol):
     def n_observations(self) -> int:
         """Observed values."""
 
+    def delta(self, f: Callable[[Mapping[str, Tensor]], Tensor]) -> Tensor:
+        """Standard errors of a function of the values, from the information."""
+
 
 def fixed_effects(fit: Fitted) -> Table:
     """Parameters and latents outside every plate: estimate, standard error, 95 percent interval, natural scale."""
@@ -68,32 +72,33 @@ def random_effects(fit: Fitted, plate: str | None = None) -> Table:
     """
     rows: list[tuple[Any, ...]] = []
     for e in _effects(fit, plate):
-        names = label(e.name, e.shape)
-        if e.name in fit.posterior_draws and e.name not in fit.estimate.fixed:
-            numbers = _describe(fit.posterior_draws[e.name])
-        else:
+        names, posterior = label(e.name, e.shape), fit.estimate.posterior
+        numbers: list[tuple[float, ...]]
+        if e.name in fit.estimate.fixed or posterior is None:
             numbers = [(v, nan, nan, nan) for v in fit.estimate.values[e.name].reshape(-1).tolist()]
+        elif e.constraint is constraints.real and fit.estimate.integrated:
+            # Normal around the mode, so that nothing needs to be drawn.
+            at = zip(posterior.vector[e.start : e.stop].tolist(), posterior.sd[e.start : e.stop].tolist(), strict=True)
+            numbers = [(v, s, *interval(v, s, e.constraint)) for v, s in at]
+        else:
+            numbers = _describe(fit.posterior_draws[e.name])
         rows += [(n, *row, ", ".join(e.plates)) for n, row in zip(names, numbers, strict=True)]
     return Table(("name", "estimate", "sd", "2.5%", "97.5%", "plate"), tuple(rows))
 
 
-def variances(fit: Fitted) -> Table:
-    """Spread of the random effects between members, one row per effect."""
-    rows: list[tuple[Any, ...]] = []
-    for e in fit.density.layout.entries:
-        if not e.plates:
-            continue
-        event = fit.density.graph.latents[e.name].event_dim
-        members = [len(e.shape) - event + d for d in e.plates.values()]
-        n = torch.Size(e.shape[i] for i in members).numel()
-        draws = fit.posterior_draws.get(e.name, fit.estimate.values[e.name][None])
-        mean = draws.mean(0)
-        between = mean.var(members, correction=0).reshape(-1)
-        total = (between + draws.var(0, correction=0).mean(members).reshape(-1)).sqrt()
-        left = [s for i, s in enumerate(e.shape) if i not in members]
-        for name, b, t in zip(label(e.name, left), between.sqrt().tolist(), total.tolist(), strict=True):
-            rows.append((name, ", ".join(e.plates), n, b, t if fit.estimate.posterior else nan))
-    return Table(("effect", "plate", "members", "sd of estimates", "total sd"), tuple(rows))
+def uncertain_effects(fit: Fitted, plate: str | None = None) -> Posterior:
+    """The posterior of the effects of ``plate``.
+
+    Raises:
+        FitError: there are no such effects, or the fit does not know how uncertain they are.
+    """
+    _effects(fit, plate)
+    if fit.estimate.posterior is None:
+        raise FitError(
+            f"method={fit.estimate.method!r} does not say how uncertain the random effects are.",
+            suggestion="method='laplace' or method='svi'",
+        )
+    return fit.estimate.posterior
 
 
 def _effects(fit: Fitted, plate: str | None) -> list[Entry]:

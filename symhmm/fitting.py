@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from symhmm import effects
+from symhmm import components, effects
 from symhmm.compiler.density import Density, compile
 from symhmm.errors import FitError
 from symhmm.graph import FactorGraph
 from symhmm.infer import laplace_fit, mle, svi
-from symhmm.infer.information import Information, count_observations, information, standard_errors
+from symhmm.infer.information import Information, count_observations, delta, information, standard_errors
 from symhmm.infer.laplace import laplace
 from symhmm.infer.target import Target, target
 from symhmm.questions import Questions
@@ -177,13 +177,34 @@ class Fit(Questions):
         """
         return effects.random_effects(self, plate)
 
-    def variances(self) -> Table:
-        """Spread of the random effects between members, one row per effect.
+    def variance_components(self) -> Table:
+        """Standard deviations and correlations of the random effects in the population, with their uncertainty.
 
-        ``sd of estimates`` is shrunk towards zero; ``total sd`` adds what is left uncertain in each member, and is the
-        estimate of the spread in the population.
+        After a maximum of the likelihood, errors come from the observed information; where the components have priors,
+        from the posterior. See `symhmm.components.variance_components`.
         """
-        return effects.variances(self)
+        return components.variance_components(self)
+
+    def shrinkage(self, plate: str | None = None) -> Table:
+        """How strongly each member is pooled, against its number of observations, see `symhmm.components.shrinkage`.
+
+        Raises:
+            FitError: there are no random effects of that plate, or the fit does not know how uncertain they are.
+        """
+        return components.shrinkage(self, plate)
+
+    def delta(self, f: Callable[[Mapping[str, Tensor]], Tensor]) -> Tensor:
+        """Standard errors of a function of the constrained values by the delta method; NaN without `information`.
+
+        Args:
+            f: from values by name to a tensor; differentiable.
+        """
+        found = self.information
+        if found is None:
+            with torch.no_grad():
+                return torch.full_like(f(self.values), torch.nan)
+        others = {n: self.values[n] for n in self.estimate.integrated}
+        return delta(self._target, self._target.start, found, lambda v: f({**v, **others}))
 
     def summary(self) -> Summary:
         """Everything above on one page; ``print(fit.summary())``."""

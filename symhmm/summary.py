@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from math import isfinite, log
 
-from symhmm.effects import Fitted, fixed_effects, variances
+from symhmm.components import variance_components
+from symhmm.effects import Fitted, fixed_effects
 from symhmm.errors import FitError
 from symhmm.tables.results import LOG_LIKELIHOOD
 
@@ -37,7 +38,7 @@ def summary(fit: Fitted) -> Summary:
             lost = len(found.flat) - found.rank
             lines.append(f"{lost} of {len(found.flat)} directions are flat; '-' marks what they touch")
     if any(e.plates for e in fit.density.layout.entries):
-        lines += ["", repr(variances(fit))]
+        lines += ["", repr(variance_components(fit))]
     if len(est.optima.objectives) > 1:
         lines += ["", repr(est.optima)]
     return Summary("\n".join(lines))

@@ -90,15 +90,6 @@ def test_random_effects_by_member(mixed):
         f.random_effects("herd")
 
 
-def test_spread_between_members(mixed):
-    y, f = mixed
-    row = f.variances()
-    _, tau = cf.random_intercept_maximum(y)
-    assert row["members"] == (12,)
-    assert row["total sd"][0] == pytest.approx(tau, rel=0.1)
-    assert row["sd of estimates"][0] < row["total sd"][0]
-
-
 def test_summary_of_a_bound_labels_it(mixed):
     _, f = mixed
     text = repr(f.summary())

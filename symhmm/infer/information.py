@@ -1,5 +1,6 @@
 """Information: how many observations there are, how sharply they determine the parameters, what lies at an edge."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import exp, log, prod
 
@@ -74,6 +75,23 @@ def standard_errors(goal: Target, vector: Tensor, found: Information) -> dict[st
         se = torch.where(touched, torch.nan, variance.clamp(min=0).sqrt())
         out[e.name] = se.reshape(e.shape)
     return out
+
+
+def delta(goal: Target, vector: Tensor, found: Information, f: Callable[[Mapping[str, Tensor]], Tensor]) -> Tensor:
+    """Standard errors of a function of the constrained values by the delta method; NaN where it meets flat directions."""
+    with torch.enable_grad():
+        free = vector.detach().requires_grad_()
+        value = f(goal.values(free))
+        rows = [
+            torch.autograd.grad(v, free, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
+            if v.requires_grad
+            else torch.zeros_like(free)
+            for v in value.reshape(-1)
+        ]
+    jacobian = torch.stack(rows)[:, goal.free].double()
+    variance = (jacobian @ found.covariance * jacobian).sum(-1).clamp(min=0)
+    touched = ((jacobian != 0) & found.flat).any(-1)
+    return torch.where(touched, torch.nan, variance.sqrt()).reshape(value.shape)
 
 
 def at_edge(goal: Target, vector: Tensor) -> tuple[str, ...]:
