@@ -67,7 +67,6 @@ class TruncatedNormal(TorchDistribution):
         "loc": constraints.real,
         "scale": constraints.positive,
     }
-    has_rsample = True
 
     def __init__(
         self,
@@ -124,13 +123,17 @@ class TruncatedNormal(TorchDistribution):
         inside = torch.where(above, value, self.loc if math.isinf(self.low) else self.low + self.scale)
         return torch.where(above, torch.exp(self._log_mass(inside) - self._log_mass(self.high)), 0.0).clamp(max=1.0)
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        """Draws by the inverse distribution function, from the nearer tail; differentiable in both parameters."""
-        u = torch.rand(self._extended_shape(torch.Size(sample_shape)), dtype=self.loc.dtype, device=self.loc.device)
-        a, b, turned = self._tail(self.high)
-        p, q = torch.special.ndtr(a), torch.special.ndtr(b)
-        z = torch.special.ndtri(torch.where(turned, q + u * (p - q), p + u * (q - p)))
-        return (self.loc + self.scale * torch.where(turned, -z, z)).clamp(self.low, self.high)
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws by the inverse distribution function, from the nearer tail; without gradient."""
+        from scipy.special import ndtri_exp
+
+        with torch.no_grad():
+            u = torch.rand(self._extended_shape(torch.Size(sample_shape)), dtype=self.loc.dtype)
+            a, b, turned = self._tail(self.high)
+            share = torch.where(turned, 1 - u, u)
+            log_p = torch.logaddexp(torch.log1p(-share) + _log_ndtr(a), share.log() + _log_ndtr(b))
+            z = torch.as_tensor(ndtri_exp(log_p.cpu().numpy())).to(self.loc)
+            return (self.loc + self.scale * torch.where(turned, -z, z)).clamp(self.low, self.high)
 
     @property
     def mean(self) -> Tensor:
@@ -168,5 +171,13 @@ class TruncatedNormal(TorchDistribution):
     def _log_mass(self, high: Tensor | float) -> Tensor:
         """Logarithm of the normal probability from the lower end to ``high``, nats."""
         a, b, _ = self._tail(high)
-        upper = torch.special.log_ndtr(b)
-        return upper + torch.log1p(-torch.exp(torch.special.log_ndtr(a) - upper))
+        upper = _log_ndtr(b)
+        return upper + torch.log1p(-torch.exp(_log_ndtr(a) - upper))
+
+
+def _log_ndtr(z: Tensor) -> Tensor:
+    """Logarithm of the normal distribution function, nats; of functions that torch can also batch."""
+    left = z < 0
+    t = torch.where(left, -z, 0.0) / math.sqrt(2)
+    right = torch.log1p(-0.5 * torch.erfc(torch.where(left, 0.0, z) / math.sqrt(2)))
+    return torch.where(left, torch.log(0.5 * torch.special.erfcx(t)) - t * t, right)
