@@ -64,26 +64,39 @@ def ends(graph: FactorGraph, loops: Iterable[Loop]) -> Ends:
         )
         # Plates inside one step have no sequence of their own.
         homes = [
-            set(graph.variables[v].frames) for s in loop.series for v in dict.fromkeys(s.names) if v in graph.variables
+            set(graph.variables[v].frames) for s in loop.series for v in s.names if v in graph.variables
         ]
         plates = [p for p in plates if any(p in home for home in homes)]
-        seen = torch.zeros([graph.plates[p].size for p in plates] + [len(loop.labels)], dtype=torch.bool)
-        for factor in graph.factors:
-            where = loop.position(factor.name)
-            if where is None or factor.role not in ("observed", "factor"):
-                continue
-            term = Named.from_funsor(factor.term, factor.name)
-            kept = [n for n in term.names if n in plates or n == loop.axis]
-            other = [i for i, n in enumerate(term.names) if n not in kept]
-            active = term.data.detach() != 0
-            active = active.sum(other) > 0 if other else active
-            steps = where if isinstance(where, slice) else slice(where, where + 1)
-            seen[..., steps] |= Named(active, kept).aligned([*plates, loop.axis])
+        if bool(_seen(graph, loop, plates, len(loop.labels) - 1).all()):
+            continue  # every sequence lasts to the last step: most data are not padded
+        seen = _seen(graph, loop, plates, 0)
         count = torch.where(seen, torch.arange(1, len(loop.labels) + 1), 0).amax(-1)
         count = torch.where(count == 0, len(loop.labels), count)
         if bool((count < len(loop.labels)).any()):
             counts[loop.axis] = Named(count, plates)
     return Ends(graph, counts)
+
+
+def _seen(graph: FactorGraph, loop: Loop, plates: list[str], first: int) -> torch.Tensor:
+    """Whether each member has an observation at each step of a loop from ``first`` on: (*plates, steps)."""
+    length = len(loop.labels)
+    seen = torch.zeros([graph.plates[p].size for p in plates] + [length], dtype=torch.bool)
+    for factor in graph.factors:
+        where = loop.position(factor.name)
+        if where is None or factor.role not in ("observed", "factor"):
+            continue
+        steps = where if isinstance(where, slice) else slice(where, where + 1)
+        if steps.stop <= first:
+            continue
+        term = Named.from_funsor(factor.term, factor.name)
+        kept = [n for n in term.names if n in plates or n == loop.axis]
+        other = [i for i, n in enumerate(term.names) if n not in kept]
+        data, late = term.data.detach(), max(first, steps.start)
+        if loop.axis in kept:
+            data = data.narrow(term.names.index(loop.axis), late - steps.start, steps.stop - late)
+        active = data.any(other[0]) if len(other) == 1 else (data != 0).sum(other) > 0 if other else data != 0
+        seen[..., late : steps.stop] |= Named(active, kept).aligned([*plates, loop.axis])
+    return seen[..., first:]
 
 
 def without_padding(graph: FactorGraph, found: Ends, loops: Iterable[Loop]) -> FactorGraph:
@@ -92,7 +105,7 @@ def without_padding(graph: FactorGraph, found: Ends, loops: Iterable[Loop]) -> F
     for loop in loops:
         if loop.axis not in found.counts:
             continue
-        single = {name: k for s in loop.series for k, name in enumerate(s.names) if name != s.template}
+        single = {name: k for s in loop.series for k, name in enumerate(s.names, s.start) if name != s.template}
         for i, factor in enumerate(factors):
             if factor.name in single and factor.role == "discrete latent":
                 running = found.steps(loop, frozenset(factor.frames))

@@ -65,7 +65,7 @@ class Evaluated:
     def names(self, site: str) -> tuple[str, ...]:
         """Variables of the graph that a site stands for, in the order of time."""
         found = self.sites[site]
-        return (site,) if found is None else tuple(dict.fromkeys(found[1].names))
+        return (site,) if found is None else found[1].names
 
     def plates(self, name: str) -> list[str]:
         """Plates of a variable in the order of Pyro's dimensions, leftmost first."""
@@ -97,7 +97,7 @@ class Evaluated:
         plates = self.plates(series.names[-1])
         axis = loop.axis
         rows = []
-        for name in dict.fromkeys(series.names):
+        for name in series.names:
             if name in parts:
                 rows.append(parts[name].aligned([*first, axis, *plates, *last]))
         values = torch.cat(rows, len(first))

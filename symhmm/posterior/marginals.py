@@ -143,7 +143,7 @@ def _pair_probes(at: Evaluated, site: str) -> dict[str, Factor]:
     """A probe for each pair of successive names of a site, by the later name."""
     found = at.sites[site]
     assert found is not None
-    names = list(dict.fromkeys(found[1].names))
+    names = found[1].names
     probes = {}
     for earlier, later in itertools.pairwise(names):
         before, frames = earlier, at.graph.variables[later].frames

@@ -69,7 +69,7 @@ def filtered(density: Density, values: Values, sites: Iterable[str] | None = Non
         if found is None:
             raise GraphError(f"{site!r} stands in no time loop.", suggestion="smooth() for latents outside of loops")
         loop = vectorised(found[0])
-        for name in dict.fromkeys(found[1].names):
+        for name in found[1].names:
             p = probe(at.graph, name, at.graph.variables[name].frames, (name,))
             final = without_data(at.graph, loop) if ahead else at.graph
             with torch.enable_grad():

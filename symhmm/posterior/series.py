@@ -15,7 +15,7 @@ class Series:
 
     Args:
         template: ``z_{time}``, the name in results.
-        names: of the variable at each step from ``start`` on; steps that are on the axis all read the template.
+        names: of the variable at each step from ``start`` on; all steps that are on the axis are one name, the last.
         start: position in the loop of the first step that has the variable.
     """
 
@@ -89,10 +89,10 @@ def _vectorised(graph: FactorGraph, chain: Chain) -> Loop:
         while start - 1 in names:
             start -= 1
         first = [names[k] for k in range(start, chain.first)]
-        out.append(Series(v.current, (*first, *[v.current] * chain.length), start))
+        out.append(Series(v.current, (*first, v.current), start))
     linked = {v.current for v in chain.variables} | earlier
     local = [n for n, v in graph.variables.items() if axis in v.frames and n not in linked | nested]
-    out += [Series(n, (n,) * chain.length, chain.first) for n in local]
+    out += [Series(n, (n,), chain.first) for n in local]
     return Loop(axis, labels, chain.first, tuple(out), positions)
 
 
