@@ -15,8 +15,8 @@ FLOORS: list[dict[str, str]] = [
     {"": "errors"},
     {"": "semiring graph", "distributions": "special chain circular positive unit counts atoms"},
     {
-        "chains": "layout reference jit careful joins simd transpose lane_steps lanes_forward lanes_backward sizes threads places"
-        " cpu best_path cpu_best registered cuda operator path_steps paths"
+        "chains": "layout reference jit careful joins simd transpose lane_steps lanes_forward lanes_backward passes sizes threads"
+        " places prepared cpu best_path cpu_best registered cuda operator path_steps paths"
     },
     {
         "capture": "names marks time_index tracking inputs loops records stack verify observations enumeration giving"

@@ -3,16 +3,18 @@
 import math
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
-from symhmm.chains import cpu, simd
+from symhmm.chains import simd
 from symhmm.chains.jit import kernel
 from symhmm.chains.layout import Layout, layout_of
 from symhmm.chains.operator import chain_message
+from symhmm.chains.places import places
 from symhmm.chains.reference import sequential
 from symhmm.chains.threads import cut, run
 from symhmm.chains.transpose import lanes_to_rows, rows_to_lanes
@@ -112,7 +114,7 @@ def test_shared_emissions_are_read_not_expanded():
     row = torch.randn(200, 3)
     shared = chain_message(transition, row.expand(50, 200, 3))
     assert_close(shared, chain_message(transition, row).expand(50, 3))
-    memory = cpu.places(torch.Size((50, 200, 3)), (0, 3, 1), True, layout_of((50,), 200, 3, torch.float32), 1)
+    memory = places(torch.Size((50, 200, 3)), (0, 3, 1), True, layout_of((50,), 200, 3, torch.float32), 1)
     assert memory.extent == 600
 
 
@@ -196,3 +198,40 @@ def test_memory_of_value_and_gradient_is_three_times_the_emissions():
     (gradient,) = torch.autograd.grad(chain_message(torch.zeros(1, 4, 4), emission).sum(), emission)
     assert gradient.sum() > 0
     assert getrusage(RUSAGE_SELF).ru_maxrss - before < 3 * size
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("shared", ["transition", "emission", "neither", "both over time"])
+def test_parts_of_the_lanes_add_up_and_do_so_in_one_order(shared):
+    generator = torch.Generator().manual_seed(0)
+    steps = 1 if shared == "both over time" else 300
+    transition = torch.randn(*([1] if shared == "transition" else [70, 1]), 3, 3, generator=generator).double()
+    emission = torch.randn(*([] if shared == "emission" else [70]), steps, 3, generator=generator).double()
+    results = []
+    for strategy in ("kernel", "kernel", "sequential"):
+        inputs = [x.clone().requires_grad_() for x in (transition, emission)]
+        message = chain_message(*inputs, length=300, strategy=strategy)
+        results.append([message, *torch.autograd.grad(message.logsumexp(-1).sum(), inputs)])
+    assert all(torch.equal(a, b) for a, b in zip(results[0], results[1], strict=True))
+    assert_close(results[0], results[2])
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_work_is_not_left_waiting_for_a_thread_that_does_not_come():
+    done, release = [], threading.Event()
+    hold = threading.Thread(target=run, args=([release.wait, release.wait],))
+    hold.start()  # takes the only other thread
+    try:
+        run([lambda: done.append(1), lambda: done.append(2)])
+        assert sorted(done) == [1, 2]
+    finally:
+        release.set()
+        hold.join()

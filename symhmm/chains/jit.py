@@ -14,11 +14,19 @@ _SOURCES = sha256(
 ).hexdigest()
 
 
-def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function on its first call; the machine code is reused until any file of kernels changes."""
+def kernel(function: Callable[..., Any], *, inside: bool = False) -> Callable[..., Any]:
+    """Compile a function on its first call; the machine code is reused until any file of kernels changes.
+
+    With ``inside`` it becomes part of the functions that call it.
+    """
     try:
-        dispatcher = njit(nogil=True, cache=True)(function)
+        dispatcher = njit(nogil=True, cache=True, forceinline=inside)(function)
     except RuntimeError:  # numba found no folder that it may write to
-        return njit(nogil=True)(function)
+        return njit(nogil=True, forceinline=inside)(function)
     dispatcher._cache._cache_file._source_stamp = _SOURCES
     return dispatcher
+
+
+def inner(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A `kernel` that other kernels call at every step: a call of its own would count references to its arrays, atomically."""
+    return kernel(function, inside=True)

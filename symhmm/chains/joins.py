@@ -15,14 +15,6 @@ def read_terminal(ending, lanes, blocks, states, terminal, z_row, z_from):
 
 
 @kernel
-def identity(ending, lanes, states):
-    """Unit messages, one for each state at the end of a block: the recursion makes them columns of its product."""
-    for lane in range(lanes):
-        for s in range(states):
-            ending[s * lanes + lane] = 0.0 if lane % states == s else -np.inf
-
-
-@kernel
 def join_forward(chains, blocks, states, products, product_lanes, product_flags, ending, lanes, links, flags):
     """Messages at the end of every block from the products of the blocks, last to first, in log space.
 

@@ -5,7 +5,7 @@ A group of lanes is as many chains as fit a vector. Arrays "[.., lanes]" hold on
 
 import numpy as np
 
-from symhmm.chains.jit import kernel
+from symhmm.chains.jit import inner
 from symhmm.chains.simd import (
     exp,
     fill,
@@ -23,7 +23,7 @@ CHUNK = 32  # steps whose emissions are transposed into lanes at a time: small e
 SIZE = 0  # the number of states, in the copies of these functions that are made for one; see `symhmm.chains.sizes`
 
 
-@kernel
+@inner
 def read_matrix(matrix, peaks, shared, base, step, states, size, transition, t_row, t_time, t_from, t_to):
     """Exponentials of the transition terms relative to their largest one: [S, K] if all lanes share, else [S, K, lanes]."""
     size, states = SIZE or size, SIZE or states
@@ -53,7 +53,7 @@ def read_matrix(matrix, peaks, shared, base, step, states, size, transition, t_r
         store(matrix, k, exp(load(matrix, k) - high))
 
 
-@kernel
+@inner
 def read_emission(tile, base, first, last, size, emission, e_row, e_time, e_to):
     """Transpose the emission terms of some steps into [step, K, lanes]."""
     width = lanes_of(tile)
@@ -92,7 +92,7 @@ def read_emission(tile, base, first, last, size, emission, e_row, e_time, e_to):
             tile[m * width + lane] = emission[row + (first + m // size) * e_time + m % size * e_to]
 
 
-@kernel
+@inner
 def towards_start(out, matrix, shared, arrival, size, rest):
     """out[i, r] = sum_j matrix[i, r, j] arrival[r, j]."""
     width = lanes_of(out)
@@ -126,7 +126,7 @@ def towards_start(out, matrix, shared, arrival, size, rest):
             i += 1
 
 
-@kernel
+@inner
 def towards_end(out, matrix, shared, departure, size, rest):
     """out[r, j] = sum_i departure[i, r] matrix[i, r, j]."""
     width = lanes_of(out)
@@ -160,7 +160,7 @@ def towards_end(out, matrix, shared, departure, size, rest):
             j += 1
 
 
-@kernel
+@inner
 def _eight(out, o, o_gap, matrix, k, k_row, k_next, one, vector, v, v_next, count):
     """Eight sums of products that share the vector: so many independent chains of additions hide their latency."""
     a = b = c = d = e = f = g = h = fill(vector, 0.0)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from symhmm.chains.jit import kernel
+from symhmm.chains.jit import inner, kernel
 from symhmm.chains.lane_steps import CHUNK, SIZE, read_emission, read_matrix, towards_end
 from symhmm.chains.simd import (
     accumulate,
@@ -128,7 +128,7 @@ def lanes_backward(
             store(finishing, s * lanes + base, beta * load(here, s * width))
 
 
-@kernel
+@inner
 def _count(counts, departures, arrivals, steps, size, rest):
     """counts[i, r, j] += sum over steps of departures[i, r] arrivals[r, j], in squares of four i and four j."""
     width = lanes_of(counts)
@@ -156,7 +156,7 @@ def _count(counts, departures, arrivals, steps, size, rest):
             i += 4 if four_i else 1
 
 
-@kernel
+@inner
 def _count_square(counts, departures, arrivals, steps, k, row, u, gap, v, column):
     width = lanes_of(counts)
     zero = fill(counts, 0.0)
@@ -180,14 +180,14 @@ def _count_square(counts, departures, arrivals, steps, k, row, u, gap, v, column
         k += row
 
 
-@kernel
+@inner
 def _flush(sums, counts, width):
     for k in range(0, sums.size, width):
         accumulate(sums, k, load(counts, k))
     counts[:] = 0.0
 
 
-@kernel
+@inner
 def _same(rows, base, width):
     """Whether all lanes of a group write to one place."""
     same = True
@@ -196,7 +196,7 @@ def _same(rows, base, width):
     return same
 
 
-@kernel
+@inner
 def _add_counts(g_transition, gt_row, base, used, sums, matrix, shared, entries, width):
     for k in range(entries):
         for lane in range(min(width, used - base)):
@@ -204,7 +204,7 @@ def _add_counts(g_transition, gt_row, base, used, sums, matrix, shared, entries,
             g_transition[gt_row[base + lane] + k] += sums[k * width + lane] * probability
 
 
-@kernel
+@inner
 def _add_step(
     g_transition, gt_row, base, used, offset, matrix, shared,
     departures, arrivals, pair, size, rest, flows, width, idle, last,
@@ -227,7 +227,7 @@ def _add_step(
                         g_transition[gt_row[base + lane] + offset + k] += flows[lane]
 
 
-@kernel
+@inner
 def _write_emission(g_emission, ge_row, ge_time, ge_add, tile, base, low, top, used, idle, steps, size):
     """Transpose the gradients of some steps back from lanes to rows."""
     width = lanes_of(tile)

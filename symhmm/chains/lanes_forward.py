@@ -6,7 +6,7 @@ without being impossible, marks its lane; the caller repeats such chains in log 
 
 import numpy as np
 
-from symhmm.chains.jit import kernel
+from symhmm.chains.jit import inner, kernel
 from symhmm.chains.lane_steps import CHUNK, SIZE, read_emission, read_matrix, towards_start
 from symhmm.chains.simd import (
     accumulate,
@@ -25,13 +25,13 @@ from symhmm.chains.simd import (
 )
 
 
-@kernel
+@inner
 def _lost(itemsize):
     """Messages below this are not trusted: their summands may have been flushed to zero."""
     return 1e-25 if itemsize == 4 else 1e-200
 
 
-@kernel
+@inner
 def _mark_lost(
     flags, base, before, after, tile, at, step, size, rest,
     transition, t_row, t_time, t_from, t_to, width, idle, last,

@@ -54,15 +54,20 @@ class Layout:
         short, longer = divmod(self.length, self.blocks)
         return tuple(p * short + max(0, p - (self.blocks - longer)) for p in range(self.blocks + 1))
 
+    @cached_property
+    def entries(self) -> tuple[int, int]:
+        """Numbers in the memory of the messages and of the scales, padding included."""
+        return (self.steps + 1) * self.states * self.padded, self.steps * self.padded
+
     def messages(self, like: Tensor) -> Tensor:
         """Empty (*batch, blocks, steps + 1, S); in memory the lanes are innermost."""
         size, stride = self._strided[0]
-        return like.new_empty((self.steps + 1) * self.states * self.padded).as_strided(size, stride)
+        return like.new_empty(self.entries[0]).as_strided(size, stride)
 
     def scales(self, like: Tensor) -> Tensor:
         """Empty (*batch, blocks, steps)."""
         size, stride = self._strided[1]
-        return like.new_empty(self.steps * self.padded).as_strided(size, stride)
+        return like.new_empty(self.entries[1]).as_strided(size, stride)
 
     def links(self, like: Tensor) -> Tensor:
         """Empty (*batch, blocks - 1, S, S): probability of the state after a block given the state before it."""
@@ -70,12 +75,12 @@ class Layout:
 
     def fits(self, messages: Tensor, scales: Tensor) -> bool:
         """Whether saved tensors still lie in memory as they were made, padding included."""
-        pairs = zip((messages, scales), self._strided, ((self.steps + 1) * self.states, self.steps), strict=True)
+        pairs = zip((messages, scales), self._strided, self.entries, strict=True)
         return all(
             x.shape == size
             and x.stride() == stride
-            and x.untyped_storage().nbytes() >= (x.storage_offset() + rows * self.padded) * x.itemsize
-            for x, (size, stride), rows in pairs
+            and x.untyped_storage().nbytes() >= (x.storage_offset() + entries) * x.itemsize
+            for x, (size, stride), entries in pairs
         )
 
     @cached_property

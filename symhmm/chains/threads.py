@@ -1,6 +1,7 @@
 """A few threads for kernels that release the interpreter lock."""
 
 import os
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -19,16 +20,37 @@ def thread_count(seconds: float, parts: int) -> int:
     return max(1, min(torch.get_num_threads(), parts, int(seconds / SMALL)))
 
 
+def part_count(seconds: float, parts: int) -> int:
+    """Into how many parts to cut the work: more than there are threads, so that one that is held up leaves its share."""
+    threads = thread_count(seconds, parts)
+    return threads if threads == 1 else min(parts, 2 * threads)
+
+
 def run(tasks: list[Callable[[], None]]) -> None:
-    """Run tasks at the same time, the first one in this thread; the first error among them is raised."""
-    if len(tasks) == 1:
-        tasks[0]()
+    """Run tasks, this thread and as many others as torch uses taking one after the other; the first error is raised.
+
+    A thread that never came to run is not waited for: on a busy machine this one does all the work.
+    """
+    threads = min(len(tasks), torch.get_num_threads())
+    todo = deque(tasks)
+
+    def work() -> None:
+        while todo:
+            try:
+                task = todo.popleft()
+            except IndexError:  # another thread took the last one
+                return
+            task()
+
+    if threads == 1:
+        work()
         return
-    pool = _POOLS.setdefault(len(tasks), ThreadPoolExecutor(len(tasks) - 1, "symhmm-chain"))
-    futures = [pool.submit(task) for task in tasks[1:]]
-    tasks[0]()
+    pool = _POOLS.setdefault(threads, ThreadPoolExecutor(threads - 1, "symhmm-chain"))
+    futures = [pool.submit(work) for _ in range(threads - 1)]
+    work()
     for future in futures:
-        future.result()
+        if not future.cancel():
+            future.result()
 
 
 def cut(count: int, parts: int) -> list[tuple[int, int]]:
