@@ -4,5 +4,6 @@ from symhmm.compiler.density import Density, compile
 from symhmm.compiler.marginal import marginalize
 from symhmm.fitting import Fit, fit
 from symhmm.graph import FactorGraph
+from symhmm.models.mixed_hmm import MixedHMM
 
-__all__ = ["Density", "FactorGraph", "Fit", "compile", "fit", "marginalize"]
+__all__ = ["Density", "FactorGraph", "Fit", "MixedHMM", "compile", "fit", "marginalize"]

@@ -16,7 +16,7 @@ FLOORS: list[dict[str, str]] = [
     {"": "semiring graph", "distributions": "special chain circular positive unit counts atoms"},
     {
         "chains": "layout reference jit careful joins simd transpose lane_steps lanes_forward lanes_backward passes sizes threads"
-        " places prepared cpu best_path cpu_best registered cuda operator path_steps paths"
+        " places prepared cpu best_path cpu_best registered cuda operator best_lanes path_steps paths"
     },
     {
         "capture": "names marks time_index tracking inputs loops records stack verify observations enumeration giving"
@@ -33,7 +33,7 @@ FLOORS: list[dict[str, str]] = [
         " metric laplace_members laplace laplace_exact laplace_fit closed_forms em noncentred draws nuts"
     },
     {"": "datasets simulators questions effects components summary fitting plots saved"},
-    {"models": ""},
+    {"models": "emissions spec inputs template starts order model_fit mixed_hmm"},
     {"": "report cli"},
 ]
 # Beside the house: the public oracle may look at the lower floors, and nobody in the house may look at it.

@@ -1,0 +1,1 @@
+"""Models for tables: each prints the ordinary Pyro program that it runs."""

@@ -1,0 +1,324 @@
+"""Templates: the text of the Pyro program of a bound specification, and the program that the text is."""
+
+import hashlib
+import json
+import linecache
+import re
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import symhmm.distributions as ours
+from symhmm.models.inputs import OTHER, SESSION, SUBJECT, Block, Bound
+from symhmm.models.spec import Predictor, Spec
+from symhmm.tables.design import GroupDesign
+
+CONSTRAINTS = {"log": "constraints.positive", "logit": "constraints.unit_interval", "softmax": "constraints.simplex"}
+INVERSE = {"identity": "{}", "log": "({}).exp()", "logit": "({}).sigmoid()"}
+PRIORS = {"identity": "dist.Normal", "log": "dist.LogNormal", "logit": "dist.Beta", "softmax": "dist.Dirichlet"}
+INDENT = "    "
+
+
+def source(bound: Bound, prior: Mapping[str, Any] | None = None) -> str:
+    """The text of a program ``model(data, start)``, or ``model(data, start, prior)`` with priors, that needs only imports.
+
+    ``data`` are `symhmm.models.inputs.Inputs`, ``start`` starting values by parameter. With ``prior`` fixed effects are
+    sampled: it has, by name, the arguments of the distribution in the text, or a distribution in its place.
+    """
+    return _Writer(bound, prior or {}).text()
+
+
+@lru_cache(maxsize=64)
+def program(text: str) -> Callable[..., None]:
+    """The function ``model`` that a text defines. Tracebacks show its lines; equal texts give the same function."""
+    name = f"<symhmm program {hashlib.sha1(text.encode()).hexdigest()[:10]}>"
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    namespace: dict[str, Any] = {"__name__": "symhmm_program"}
+    exec(compile(text, name, "exec"), namespace)  # the text is ours: users' words stand in it as quoted names only
+    model: Callable[..., None] = namespace["model"]
+    return model
+
+
+def sd_name(block: Block, g: GroupDesign) -> str:
+    """Parameter with the standard deviations of a random part."""
+    return f"{effect_name(block, g)}.sd"
+
+
+def corr_name(block: Block, g: GroupDesign) -> str:
+    """Parameter with the Cholesky factor of the correlations of a random part."""
+    return f"{effect_name(block, g)}.corr"
+
+
+def effect_name(block: Block, g: GroupDesign) -> str:
+    """Site of a random part's effects: ``transitions|ID``, or ``transitions|ID[x]`` beside it for effects of their own."""
+    same = [h for h in block.design.groups if h.group.name == g.group.name] if block.design else []
+    return f"{block.name}|{g.group.name}" + (f"[{g.group.expr}]" if len(same) > 1 and same[0] is not g else "")
+
+
+def correlated(g: GroupDesign) -> bool:
+    """Whether a random part has correlations."""
+    return g.group.correlated and len(g.coding.columns) > 1
+
+
+def variable(name: str) -> str:
+    """A Python name for a site.
+
+    >>> variable("step.mean|ID.sd")
+    'step_mean_ID_sd'
+    """
+    found = re.sub(r"\W+", "_", name).strip("_")
+    return f"p_{found}" if not found or found[0].isdigit() or found in _TAKEN else found
+
+
+_TAKEN = {
+    "data",
+    "start",
+    "prior",
+    "logits",
+    "initial_",
+    "dist",
+    "pyro",
+    "torch",
+    "constraints",
+    "Vindex",
+    "K",
+    "z",
+    "t",
+    "known",
+}
+
+
+class _Writer:
+    """Collects the lines of a program, section by section."""
+
+    def __init__(self, bound: Bound, prior: Mapping[str, Any]) -> None:
+        self.bound, self.prior = bound, prior
+        self.spec: Spec = bound.spec
+        self.k = len(self.spec.states)
+        self.head: list[str] = []  # free values
+        self.plates: dict[str, list[str]] = {}  # effects by plate
+        self.etas: list[str] = []  # linear predictors
+        self.where: dict[str, str] = {}  # value of each predictor in a program
+        self.used: dict[str, str] = {}  # Python names that are taken
+
+    def text(self) -> str:
+        for p in self.spec.predictors:
+            if p.name != "transitions" or self.k > 1:
+                self._predictor(p)
+        loop = self._loop()
+        body = [*self._named("Fixed effects.", self.head)]
+        for plate, lines in self.plates.items():
+            if self.bound.kinds[plate] == OTHER:
+                body += [f"with pyro.plate({_quoted(plate)}, data.size[{_quoted(plate)}], dim=-1):", *_in(lines)]
+        labels = self.bound.data.labels
+        inner = [*self.etas, *loop]
+        subject = [line for plate, lines in self.plates.items() if self.bound.kinds[plate] == SUBJECT for line in lines]
+        if self.bound.data.mask.dim() == 3:
+            session = labels.session or SESSION
+            own = [line for plate, lines in self.plates.items() if self.bound.kinds[plate] == SESSION for line in lines]
+            inner = [
+                f"with pyro.plate({_quoted(session)}, data.size[{_quoted(session)}], dim=-2):",
+                *_in([*own, *inner]),
+            ]
+        body += [
+            f"with pyro.plate({_quoted(labels.id)}, data.size[{_quoted(labels.id)}], dim=-1):",
+            *_in([*subject, *inner]),
+        ]
+        signature = "data, start, prior" if self.prior else "data, start"
+        lines = [
+            f'"""{_plain(repr(self.spec))}\n"""',
+            *self._imports("\n".join(body)),
+            "",
+            f"K = {self.k}  # states: {_plain(', '.join(self.spec.states))}",
+            "",
+            "",
+            f"def model({signature}):",
+            *_in(body),
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _imports(self, body: str) -> list[str]:
+        found = [n for n in ours.__all__ if re.search(rf"\b{n}\(", body)]
+        lines = ["import pyro", "import pyro.distributions as dist"]
+        lines += ["import torch"] if "torch." in body else []
+        lines += ["from pyro.ops.indexing import Vindex"] if "Vindex(" in body else []
+        lines += ["from torch.distributions import constraints"] if "constraints." in body else []
+        return [*lines, *(["", f"from symhmm.distributions import {', '.join(found)}"] if found else [])]
+
+    @staticmethod
+    def _named(title: str, lines: list[str]) -> list[str]:
+        return [f"# {title}", *lines, ""] if lines else []
+
+    def _variable(self, name: str) -> str:
+        """A Python name that no other site has."""
+        found = variable(name)
+        while self.used.setdefault(found, name) != name:
+            found += "_"
+        return found
+
+    def _free(self, name: str, constraint: str, prior: str, events: int, remark: str = "") -> str:
+        """A line that makes a parameter, or samples it; returns its variable."""
+        v = self._variable(name)
+        note = f"  # {_plain(remark)}" if remark else ""
+        event = f".to_event({events})" if events else ""
+        if not self.prior:
+            given = f"start[{_quoted(name)}]" + (f", {constraint}" if constraint else "")
+            self.head.append(f"{v} = pyro.param({_quoted(name)}, {given}){note}")
+        elif hasattr(self.prior[name], "log_prob"):
+            self.head.append(
+                f"{v} = pyro.sample({_quoted(name)}, prior[{_quoted(name)}].expand(start[{_quoted(name)}].shape){event}){note}"
+            )
+        else:
+            self.head.append(f"{v} = pyro.sample({_quoted(name)}, {prior}(*prior[{_quoted(name)}]){event}){note}")
+        return v
+
+    def _predictor(self, p: Predictor) -> None:
+        """Lines for one predictor; ``where`` has what stands for its value (logits, for transitions and starts)."""
+        blocks = self.bound.blocks[p.name]
+        if p.plain:
+            transitions = p.name == "transitions"
+            constraint = "" if p.link == "identity" or transitions else CONSTRAINTS[p.link]
+            prior = PRIORS["identity" if transitions else p.link]
+            # A simplex is one event of its last size.
+            events = len(blocks[0].shape) - (constraint == CONSTRAINTS["softmax"])
+            remark = (
+                "logits relative to staying: from, to" if transitions else f"by state, {p.link} link" * (p.link == "")
+            )
+            self.where[p.name] = self._free(p.name, constraint, prior, events, remark)
+            return
+        names = [self._linear(b) for b in blocks]
+        v = self._variable(f"{p.name} logits" if p.name in ("transitions", "initial") else f"{p.name} value")
+        if len(p.formulas) == 1:
+            eta = names[0]
+        else:
+            cells = self._variable(f"{p.name} cells")
+            self.etas += [
+                f"{cells} = [",
+                *(f"{INDENT}{n},  # {_plain(c)}" for n, c in zip(names, p.cells, strict=True)),
+                "]",
+            ]
+            eta = f"torch.stack(torch.broadcast_tensors(*{cells}), -1)"
+            eta += f".unflatten(-1, {p.shape})" if len(p.shape) > 1 else ""
+        if p.link == "softmax" and p.name != "transitions":
+            self.etas += [f"{v} = {eta}", f"{v} = torch.cat([torch.zeros_like({v}[..., :1]), {v}], -1)"]
+        elif p.link == "softmax" or (p.link == "logit" and self._family(p).linked):
+            self.etas.append(f"{v} = {eta}")
+        else:
+            self.etas.append(f"{v} = {INVERSE[p.link].format(eta)}")
+        self.where[p.name] = v
+
+    def _family(self, p: Predictor) -> Any:
+        return self.spec.emissions[p.name.rpartition(".")[0]]
+
+    def _linear(self, b: Block) -> str:
+        """Lines for the linear predictor of a block; returns an expression for it."""
+        d = b.design
+        assert d is not None
+        parts: list[str] = []
+        ij = "ij"[: len(b.shape)]
+        if d.columns:
+            slopes = not d.fixed.constant
+            coefficients = self._free(
+                b.name, "", "dist.Normal", len(b.shape) + slopes, f"{b.link} scale: {', '.join(d.columns)}"
+            )
+            x = f"data.x[{_quoted(d.fixed.expr)}]"
+            parts.append(f'torch.einsum("...p,{ij}p->...{ij}", {x}, {coefficients})' if slopes else coefficients)
+        for g in d.groups:
+            name, plate = effect_name(b, g), g.group.name
+            slopes = not g.coding.constant
+            sd = self._free(sd_name(b, g), "constraints.positive", "dist.HalfNormal", len(b.shape) + slopes)
+            if correlated(g):
+                corr = self._free(corr_name(b, g), "constraints.corr_cholesky", "dist.LKJCholesky", len(b.shape))
+                made = f"dist.MultivariateNormal(torch.zeros_like({sd}), scale_tril={sd}[..., None] * {corr})"
+                events = len(b.shape)
+            else:
+                made, events = f"dist.Normal(torch.zeros_like({sd}), {sd})", len(b.shape) + slopes
+            u = self._variable(name)
+            made += f".to_event({events})" if events else ""
+            self.plates.setdefault(plate, []).append(f"{u} = pyro.sample({_quoted(name)}, {made})")
+            each = u if self.bound.kinds[plate] != OTHER else f"{u}[data.code[{_quoted(plate)}]]"
+            x = f"data.x[{_quoted(g.coding.expr)}]"
+            parts.append(f'torch.einsum("...q,...{ij}q->...{ij}", {x}, {each})' if slopes else each)
+        return " + ".join(parts)
+
+    def _loop(self) -> list[str]:
+        kind, v = self.spec.initial, self.where.get("transitions", "torch.zeros(1, 0)")
+        moving = any(self.bound.varies(b) for b in self.bound.blocks["transitions"])
+        lines = []
+        if self.k > 1:
+            lines.append(f"logits = with_zero_diagonal({v})  # from, to")
+        first = f"logits{'[0]' if moving else ''}.softmax(-1)"
+        initial = {
+            "stationary": f"probs=stationary_distribution({first})" if self.k > 1 else "probs=torch.ones(1)",
+            "uniform": "probs=torch.ones(K, dtype=torch.float64) / K",
+            "fixed": 'probs=start["initial"]',
+        }
+        if kind == "free":
+            self._free("initial", CONSTRAINTS["softmax"], "dist.Dirichlet", 0)
+            begin = "probs=initial"
+        elif kind == "formula":
+            assert self.spec.start is not None
+            begin = f"logits={self._at('initial', '0')}"
+        else:
+            begin = initial[kind]
+        if kind == "stationary" and self.k > 1:
+            lines.append(f"initial_ = {begin.removeprefix('probs=')}")
+            begin = "probs=initial_"
+        step = "t" if self.spec.timing == "to" else "t - 1"
+        move = f"Vindex(logits[{step}])" if moving else "Vindex(logits)"
+        steps = [
+            "if t == 0:",
+            f'{INDENT}z = pyro.sample("z_0", dist.Categorical({begin}))',
+            "else:",
+            f'{INDENT}z = pyro.sample(f"z_{{t}}", dist.Categorical(logits={move}[..., z, :]))',
+        ]
+        if self.k == 1:
+            steps = ['z = pyro.sample(f"z_{t}", dist.Categorical(probs=torch.ones(1)))']
+        if self.bound.inputs.states is not None:
+            lines.append(
+                'known = torch.where(torch.eye(K) > 0, 0.0, -float("inf"))  # certain of the state that is known'
+            )
+            steps += [
+                "with pyro.poutine.mask(mask=data.states[t] >= 0):",
+                f'{INDENT}pyro.sample(f"known_{{t}}", dist.Categorical(logits=known[z]), obs=data.states[t].clamp(min=0))',
+            ]
+        for stream, family in self.spec.emissions.items():
+            values = {p.name: self._emitted(f"{stream}.{p.name}", p.link) for p in family.parameters}
+            linked = family.linked and f"{stream}.{family.parameters[0].name}" in self._linked
+            text = (family.linked if linked else family.text).format(**values)
+            site = _quoted(stream.replace("{", "{{").replace("}", "}}"))[:-1] + '_{t}"'
+            steps += [
+                f"with pyro.poutine.mask(mask=data.observed[{_quoted(stream)}][t]):",
+                f"{INDENT}pyro.sample(f{site}, {text}, obs=data.streams[{_quoted(stream)}][t])",
+            ]
+        return [*lines, "for t in pyro.markov(range(data.num_steps)):", *_in(steps)]
+
+    @property
+    def _linked(self) -> set[str]:
+        return {p.name for p in self.spec.parameters if not p.plain}
+
+    def _at(self, name: str, step: str) -> str:
+        moving = any(self.bound.varies(b) for b in self.bound.blocks[name])
+        return f"{self.where[name]}[{step}]" if moving else self.where[name]
+
+    def _emitted(self, name: str, link: str) -> str:
+        """What stands for a parameter in state z at step t."""
+        if name in self.spec.fixed:
+            held = self.spec.fixed[name]
+            return repr(held[0]) if len(held) == 1 else f"start[{_quoted(name)}][z]"
+        if name not in self._linked:
+            return f"{self.where[name]}[z]"
+        return f"Vindex({self._at(name, 't')})[..., z{', :' if link == 'softmax' else ''}]"
+
+
+def _in(lines: list[str]) -> list[str]:
+    return [INDENT + line if line else line for line in lines]
+
+
+def _plain(text: str) -> str:
+    """Text that can stand in a comment or docstring."""
+    return text.replace("\\", "/").replace('"""', "'''")
+
+
+def _quoted(name: str) -> str:
+    return json.dumps(name)
