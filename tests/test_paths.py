@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from symhmm.chains import reference
-from symhmm.chains.paths import draw, follow, messages
+from symhmm.chains.paths import choices, draw, follow, messages
 from symhmm.semiring import LOG, MAX
 
 
@@ -23,10 +23,10 @@ def random_chain(history, size=3, length=5, batch=2, constant=False):
 def test_messages_equal_the_reference(history, constant):
     transition, emission = random_chain(history, constant=constant)
     for semiring in (LOG, MAX):
-        found = messages(transition, emission, 5, maximise=semiring == MAX)
+        found = (choices if semiring == MAX else messages)(transition, emission, 5)
         end = torch.zeros(3**history, dtype=torch.float64)
         wanted = reference.sequential(transition, emission, end, 5, history, semiring)
-        assert_close(found.values[:, 0], wanted, rtol=1e-12, atol=1e-12)
+        assert_close(found.message, wanted, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("history", [1, 2])
@@ -41,10 +41,10 @@ def test_paths_against_all_paths(history):
             state = (state % size ** (history - 1)) * size + j
         scores[path] = total
     rows, start = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-    best = follow(messages(transition, emission, length, maximise=True), rows, start)
+    best = follow(choices(transition, emission, length), rows, start)
     assert tuple(best[0].tolist()) == max(scores, key=scores.__getitem__)
     n = 40_000
-    found = messages(transition, emission, length, maximise=False)
+    found = messages(transition, emission, length)
     drawn = draw(found, rows.expand(n), start.expand(n), torch.Generator().manual_seed(0)).long()
     number = (drawn * torch.tensor([size**k for k in reversed(range(length))])).sum(1)
     seen = torch.bincount(number, minlength=size**length) / n
@@ -56,15 +56,80 @@ def test_paths_against_all_paths(history):
 def test_steps_after_the_stop_do_not_count():
     transition, emission = random_chain(1, batch=2)
     stops = torch.tensor([2, 5])
-    found = messages(transition, emission, 5, maximise=True, stops=stops)
-    shorter = messages(transition[:, :2], emission[:, :2], 2, maximise=True)
-    assert_close(found.values[0, 0], shorter.values[0, 0])
-    assert (found.values[0, 2:] == 0).all()
+    rows, start = torch.arange(2), torch.zeros(2, dtype=torch.int64)
+    found = choices(transition, emission, 5, stops)
+    shorter = choices(transition[:, :2], emission[:, :2], 2)
+    longer = choices(transition, emission, 5)
+    assert_close(found.message, torch.stack([shorter.message[0], longer.message[1]]))
+    paths = follow(found, rows, start)
+    assert torch.equal(paths[0, :2], follow(shorter, rows, start)[0])
+    assert torch.equal(paths[1], follow(longer, rows, start)[1])
+    assert (paths[0, 2:] == 0).all()
+
+
+def scored(transition, emission, path, start):
+    """Log-weight of a path of states."""
+    size, states, length = transition.shape[-1], transition.shape[-2], len(path)
+    total, state = 0.0, start
+    for t, j in enumerate(path):
+        total += float(transition[t % transition.shape[0], state, j] + emission[t % emission.shape[0], j])
+        state = state % (states // size) * size + j
+    assert length
+    return total
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("history, size, batch, constant", [(1, 3, 21, True), (1, 9, 1, False), (2, 3, 17, False)])
+def test_best_paths_have_the_best_weight_in_every_lane(dtype, history, size, batch, constant):
+    length = 70
+    transition, emission = (x.to(dtype) for x in random_chain(history, size, length, batch, constant))
+    found = choices(transition, emission, length)
+    wanted = choices(transition.double(), emission.double(), length).message
+    assert_close(found.message, wanted, rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=0.0)
+    for start in range(size**history):
+        paths = follow(found, torch.arange(batch), torch.full((batch,), start))
+        for r in range(batch):
+            score = scored(transition[r], emission[0], paths[r].tolist(), start)
+            assert score == pytest.approx(float(wanted[r, start]), rel=1e-5 if dtype == torch.float32 else 1e-12)
+
+
+def test_nan_is_not_a_state_that_loses():
+    transition, emission = random_chain(1)
+    emission[0, 3, 1] = torch.nan
+    assert choices(transition, emission, 5).message.isnan().all()
+
+
+@pytest.mark.parametrize("few", [True, False])
+@pytest.mark.parametrize("far", [False, True])
+def test_draws_where_numbers_span_more_than_a_double(few, far):
+    """Left to right, with observations that are a thousand nats apart: only one path is possible, or nearly so."""
+    size, length = 3, 6
+    transition = torch.full((1, 1, size, size), -torch.inf, dtype=torch.float64)
+    for s in range(size):
+        transition[0, 0, s, s : s + 2] = 0.0
+    emission = torch.zeros(1, length, size, dtype=torch.float64)
+    emission[0, 2:, 0] = -torch.inf
+    emission[0, :, 1] = -2000.0 if far else 0.0
+    emission[0, :4, 2] = -torch.inf
+    emission[0, 4:, 1] = -torch.inf
+    found = messages(transition, emission, length)
+    n = 1 if few else 20
+    paths = draw(found, torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int64), torch.Generator())
+    assert (paths[:, 2:] == torch.tensor([1, 1, 2, 2])).all()
+    assert (paths[:, 0] == 0).all() or not far
+
+
+def test_a_message_in_single_precision_keeps_what_differs_between_its_states():
+    transition, emission = (x.float() for x in random_chain(1, length=3000))
+    emission = emission - 1000.0
+    found = messages(transition, emission, 3000)
+    wanted = messages(transition.double(), emission.double(), 3000).message
+    assert_close(found.message.log_softmax(-1), wanted.log_softmax(-1), rtol=1e-5, atol=1e-5)
 
 
 def test_draws_do_not_depend_on_threads():
     transition, emission = random_chain(1, length=700, batch=4)
-    found = messages(transition, emission, 700, maximise=False)
+    found = messages(transition, emission, 700)
     rows = torch.arange(4).repeat(50)
     start = torch.zeros(200, dtype=torch.int64)
     before = torch.get_num_threads()
@@ -80,7 +145,7 @@ def test_draws_do_not_depend_on_threads():
 def test_many_states_need_wider_integers():
     transition = torch.zeros(1, 1, 200, 200, dtype=torch.float64)
     transition[..., 199] = 50.0
-    found = messages(transition, None, 3, maximise=False)
+    found = messages(transition, None, 3)
     paths = draw(found, torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64), torch.Generator())
     assert paths.dtype == torch.int16
     assert (paths == 199).all()

@@ -1,38 +1,12 @@
-"""Kernels of hidden paths (numba): messages of every step backwards, then states forwards."""
+"""Drawing hidden paths forwards from stored messages (numba)."""
+
+# numba infers the types of kernels.
+# mypy: allow-untyped-defs, no-check-untyped-defs
 
 import numpy as np
 from numba import njit
 
 from symhmm.chains.jit import kernel
-
-
-@kernel
-def recursion(first, last, maximise, transition, t_rows, emission, e_rows, stops, values):
-    """Log-weight of all that follows each state of each step [chains, steps + 1, S], in double precision."""
-    length, states = values.shape[1] - 1, values.shape[2]
-    size = transition.shape[3]
-    rest = states // size
-    moving, varying = transition.shape[1] > 1, emission.shape[1] > 1
-    arrival = np.empty(states)
-    for r in range(first, last):
-        a, e = transition[t_rows[r]], emission[e_rows[r]]
-        for t in range(length, stops[r] - 1, -1):
-            values[r, t] = 0.0
-        for t in range(stops[r] - 1, -1, -1):
-            at, et = t if moving else 0, t if varying else 0
-            for s in range(states):
-                arrival[s] = e[et, s % size] + values[r, t + 1, s]
-            for s in range(states):
-                to = (s % rest) * size
-                best = -np.inf
-                for j in range(size):
-                    best = max(best, a[at, s, j] + arrival[to + j])
-                if not maximise and best > -np.inf:
-                    total = 0.0
-                    for j in range(size):
-                        total += np.exp(a[at, s, j] + arrival[to + j] - best)
-                    best += np.log(total)
-                values[r, t, s] = best
 
 
 @njit(nogil=True, inline="always")
@@ -46,41 +20,110 @@ def _uniform(key, t):
 
 
 @kernel
-def draw(
-    first, last, chains, starts, order, state, keys,
-    transition, t_rows, emission, e_rows, stops, values, block, paths,
+def _cumulate(
+    below, s, to, size, ready, moves, arrival, logs,
+    transition, f, t_from, t_to, emission, e, e_to, messages, m, lanes,
 ):  # fmt: skip
-    """Draw paths [paths, steps]; those of one chain share tables of cumulative probabilities, some steps at a time."""
-    length, states = values.shape[1] - 1, values.shape[2]
-    size = transition.shape[3]
-    rest = states // size
-    moving, varying = transition.shape[1] > 1, emission.shape[1] > 1
+    """Cumulative probabilities of the next state from joint state s, the last possible one at 2: no number is beyond it.
+
+    ``arrival`` is the weight of each next joint state and what follows, in some unit; ``moves`` that of each move if
+    ``ready``. Where their products vanish, and in chains whose messages are logarithms, logarithms are added instead.
+    """
+    total = 0.0
+    if not logs:
+        for j in range(size):
+            w = moves[s, j] if ready else np.exp(transition[f + s * t_from + j * t_to])
+            total += w * arrival[to + j]
+            below[j] = total
+    if not total > 1e-280 or total == np.inf:
+        # Weights relative to the largest one.
+        peak = -np.inf
+        for j in range(size):
+            follows = np.float64(messages[m + (to + j) * lanes])
+            if not logs:
+                follows = np.log(follows) if follows > 0.0 else -np.inf
+            below[j] = np.float64(transition[f + s * t_from + j * t_to]) + emission[e + j * e_to] + follows
+            peak = max(peak, below[j])
+        total = 0.0
+        for j in range(size):
+            total += np.exp(below[j] - peak) if peak > -np.inf else 0.0
+            below[j] = total
+    possible, before = 0, 0.0
+    for j in range(size):
+        if below[j] > before:
+            possible = j
+        before = below[j]
+    for j in range(size):
+        # Rounding must not let a number fall behind the last state that is possible.
+        below[j] = 2.0 if j >= possible else below[j] / total
+
+
+@kernel
+def draw(
+    first, last, chains, starts, order, state, keys, size, rest, length, block,
+    transition, t_row, t_time, t_from, t_to,
+    emission, e_row, e_time, e_to,
+    messages, cuts, lanes, careful, paths,
+):  # fmt: skip
+    """Draw paths [paths, steps].
+
+    Many paths of one chain share tables of cumulative probabilities, ``block`` steps at a time; few make their own rows.
+
+    Args:
+        chains, starts, order: the chains, where each one's paths begin in ``order``, and the paths sorted by chain.
+        messages: of every step, [steps + 1, S, lanes]; each chain is cut into blocks that are lanes of their own.
+        cuts: first step of each block, and the end.
+        careful: chains whose messages are logarithms.
+    """
+    states, blocks = size * rest, cuts.size - 1
     below = np.empty((min(block, length), states, size))
+    moves, arrival, row = np.empty((states, size)), np.empty(states), np.empty(size)
     for g in range(first, last):
-        r = chains[g]
-        a, e = transition[t_rows[r]], emission[e_rows[r]]
+        r, logs = chains[g], careful[chains[g]]
+        ready, few = t_time == 0, starts[g + 1] - starts[g] < states
+        if ready:
+            for s in range(states):
+                for j in range(size):
+                    moves[s, j] = np.exp(np.float64(transition[t_row[r] + s * t_from + j * t_to]))
+        part = 0
         for begin in range(0, length, block):
             end = min(begin + block, length)
             for t in range(begin, end):
-                at, et = t if moving else 0, t if varying else 0
-                for s in range(states):
-                    to = (s % rest) * size
-                    # Weights relative to the largest one: the message of s itself is their sum up to rounding.
+                f, e = t_row[r] + t * t_time, e_row[r] + t * e_time
+                while t >= cuts[part + 1]:
+                    part += 1
+                # The message after step t: at place t + 1 of its block.
+                m = (t + 1 - cuts[part]) * states * lanes + r * blocks + part
+                if not logs:
                     peak = -np.inf
                     for j in range(size):
-                        peak = max(peak, a[at, s, j] + e[et, j] + values[r, t + 1, to + j])
-                    total, possible = 0.0, 0
+                        peak = max(peak, np.float64(emission[e + j * e_to]))
+                    peak = peak if peak > -np.inf else 0.0
                     for j in range(size):
-                        weight = 0.0
-                        if peak > -np.inf:
-                            weight = np.exp(a[at, s, j] + e[et, j] + values[r, t + 1, to + j] - peak)
-                        if weight > 0.0:
-                            possible = j
-                        total += weight
-                        below[t - begin, s, j] = total
-                    for j in range(size):
-                        # Rounding must not let a number fall behind the last state that is possible.
-                        below[t - begin, s, j] = 2.0 if j >= possible else below[t - begin, s, j] / total
+                        weight = np.exp(emission[e + j * e_to] - peak)
+                        for s in range(j, states, size):
+                            arrival[s] = weight * messages[m + s * lanes]
+                if few:
+                    for i in range(starts[g], starts[g + 1]):
+                        p = order[i]
+                        s = state[p]
+                        _cumulate(
+                            row, s, (s % rest) * size, size, ready, moves, arrival, logs,
+                            transition, f, t_from, t_to, emission, e, e_to, messages, m, lanes,
+                        )  # fmt: skip
+                        u, j = _uniform(keys[p], t), 0
+                        while u >= row[j]:
+                            j += 1
+                        paths[p, t] = j
+                        state[p] = (s % rest) * size + j
+                    continue
+                for s in range(states):
+                    _cumulate(
+                        below[t - begin, s], s, (s % rest) * size, size, ready, moves, arrival, logs,
+                        transition, f, t_from, t_to, emission, e, e_to, messages, m, lanes,
+                    )  # fmt: skip
+            if few:
+                continue
             for i in range(starts[g], starts[g + 1]):
                 p = order[i]
                 s, key = state[p], keys[p]
@@ -96,25 +139,3 @@ def draw(
                     paths[p, t] = j
                     s = (s % rest) * size + j
                 state[p] = s
-
-
-@kernel
-def follow(first, last, rows, state, transition, t_rows, emission, e_rows, stops, values, paths):
-    """The best state after the one before, step by step [paths, steps]."""
-    length, states = values.shape[1] - 1, values.shape[2]
-    size = transition.shape[3]
-    rest = states // size
-    moving, varying = transition.shape[1] > 1, emission.shape[1] > 1
-    for p in range(first, last):
-        r, s = rows[p], state[p]
-        a, e = transition[t_rows[r]], emission[e_rows[r]]
-        for t in range(length):
-            at, et = t if moving else 0, t if varying else 0
-            to = (s % rest) * size
-            best, choice = -np.inf, 0
-            for j in range(size):
-                x = a[at, s, j] + e[et, j] + values[r, t + 1, to + j]
-                if x > best:
-                    best, choice = x, j
-            paths[p, t] = choice
-            s = to + choice

@@ -16,7 +16,7 @@ from symhmm.posterior.ends import Ends
 from symhmm.semiring import LOG, MAX, Semiring
 
 if TYPE_CHECKING:
-    from symhmm.chains.paths import Messages
+    from symhmm.chains.paths import Choices, Messages
 
 DRAW = "draw"
 Chosen = dict[str, Named]
@@ -28,7 +28,7 @@ class Contraction:
 
     Args:
         terms: by index of the plan's operands.
-        chains: messages of all steps of each chain, by index of the operand that its step makes.
+        chains: messages or choices of all steps of each chain, by index of the operand that its step makes.
         total: nats, shape ().
     """
 
@@ -36,7 +36,7 @@ class Contraction:
     plan: Plan
     semiring: Semiring
     terms: Mapping[int, Named]
-    chains: Mapping[int, "Messages"]
+    chains: Mapping[int, "Messages | Choices"]
     total: Tensor
 
 
@@ -49,7 +49,7 @@ def contract(graph: FactorGraph, plan: Plan, semiring: Semiring = LOG, ends: End
         ends: where the loops of each member of a plate end; later steps are left out.
     """
     terms = {o.index: Named.from_funsor(f.term, f.name) for o, f in zip(plan.operands, graph.factors, strict=True)}
-    chains: dict[int, Messages] = {}
+    chains: dict[int, Messages | Choices] = {}
     for step in plan.steps:
         parts = [terms[i] for i in step.operands]
         match step:
@@ -152,20 +152,22 @@ def chain_tables(terms: Mapping[int, Named], step: ChainContract) -> tuple[Tenso
 
 def _chain(
     terms: Mapping[int, Named], step: ChainContract, semiring: Semiring, ends: Ends | None
-) -> tuple[Named, "Messages"]:
+) -> tuple[Named, "Messages | Choices"]:
     # numba takes a second to import.
-    from symhmm.chains.paths import messages
+    from symhmm.chains.paths import choices, messages
 
     transition, emission = chain_tables(terms, step)
-    stops = None if ends is None else ends.stops(step.axis, step.result.frames)
-    found = messages(
-        transition, emission, step.length, maximise=semiring == MAX,
-        stops=None if stops is None else stops.aligned(step.batch),
-    )  # fmt: skip
+    found: Messages | Choices
+    if semiring == MAX:
+        stops = None if ends is None else ends.stops(step.axis, step.result.frames)
+        found = choices(transition, emission, step.length, None if stops is None else stops.aligned(step.batch))
+    else:
+        found = messages(transition, emission, step.length)
     inputs = step.result.inputs
     initial = [n for names in step.initial for n in names]
     names = [*step.batch, *initial]
-    return Named(found.values[:, 0].reshape([inputs[n] for n in names]), names), found
+    message = found.message.expand([*(inputs[n] for n in step.batch), found.message.shape[-1]])
+    return Named(message.reshape([inputs[n] for n in names]), names), found
 
 
 def _choose_local(
@@ -208,7 +210,7 @@ def _choose_path(
     sizes: Mapping[str, int],
     generator: torch.Generator | None,
 ) -> Chosen:
-    from symhmm.chains.paths import draw, follow
+    from symhmm.chains.paths import Choices, draw, follow
 
     inputs = step.result.inputs
     lead = [DRAW, *sorted(step.result.frames)]
@@ -228,12 +230,12 @@ def _choose_path(
 
     initial = [n for names in step.initial for n in names]
     rows, start = joint(step.batch), joint(initial)
-    messages = found.chains[step.result.index]
-    if found.semiring == MAX:
-        paths = follow(messages, rows, start)
+    chain = found.chains[step.result.index]
+    if isinstance(chain, Choices):
+        paths = follow(chain, rows, start)
     else:
         assert generator is not None
-        paths = draw(messages, rows, start, generator)
+        paths = draw(chain, rows, start, generator)
     states = [inputs[n] for n in step.initial[-1]]
     out: Chosen = {}
     split = _unravel(paths.reshape([*full, step.length]), states)

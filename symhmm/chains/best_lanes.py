@@ -1,0 +1,165 @@
+"""Best next states of many chains side by side (numba): the max-plus recursion of Viterbi (1967) in vector lanes.
+
+One pass from the end to the start. What it leaves is one byte per step and state, the best next state, so that a path is
+read off without looking at a number again.
+"""
+
+# numba infers the types of kernels.
+# mypy: allow-untyped-defs, no-check-untyped-defs
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from symhmm.chains.jit import kernel
+from symhmm.chains.lane_steps import CHUNK, read_emission
+from symhmm.chains.simd import (
+    accumulate,
+    element_pointer,
+    fill,
+    finite_or_zero,
+    lanes_of,
+    larger,
+    load,
+    numbers_at,
+    splat,
+    store,
+)
+
+
+@intrinsic
+def where_larger(typing: Any, x: Any, y: Any, a: Any, b: Any) -> Any:
+    """``a`` in the lanes where ``x > y``, else ``b``."""
+
+    def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
+        return builder.select(builder.fcmp_ordered(">", args[0], args[1]), args[2], args[3])
+
+    return a(x, y, a, a), code
+
+
+@intrinsic
+def store_integers(typing: Any, array: Any, index: Any, vector: Any) -> Any:
+    """Write the lanes, which hold whole numbers, to ``array[index : index + width]``, an array of integers."""
+
+    def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
+        narrow = ir.VectorType(ir.IntType(array.dtype.bitwidth), vector.width)
+        pointer = builder.bitcast(element_pointer(context, builder, array, *args[:2]), narrow.as_pointer())
+        out = builder.store(builder.fptosi(args[2], narrow), pointer)
+        out.align = array.dtype.bitwidth // 8
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector), code
+
+
+@kernel
+def _read_logs(matrix, shared, base, step, states, size, transition, t_row, t_time, t_from, t_to):
+    """The transition terms of a step: [S, K] if all lanes share them, else [S, K, lanes]."""
+    width = lanes_of(transition)
+    for s in range(states):
+        for j in range(size):
+            offset = s * t_from + j * t_to + step * t_time
+            k = s * size + j
+            if shared:
+                matrix[k] = transition[t_row[base] + offset]
+            else:
+                for lane in range(width):
+                    matrix[k * width + lane] = transition[t_row[base + lane] + offset]
+
+
+@kernel
+def best_lanes(
+    first_group, last_group, size, rest, length, lanes,
+    like, transition_at, t_row, t_time, t_from, t_to, shared,
+    emission_at, e_row, e_time, e_to,
+    stops, result, choices,
+):  # fmt: skip
+    """Best log-weight from every initial state [S, lanes], and the best next state [steps, S, lanes] of every state.
+
+    Of equally good states the first is taken. ``stops`` says how many steps of each lane count: later ones weigh nothing,
+    and their choices stay as they are.
+    """
+    transition, emission = numbers_at(transition_at, like), numbers_at(emission_at, like)
+    width, states = lanes_of(emission), size * rest
+    dtype = emission.dtype
+    matrix = np.empty(states * size * (1 if shared else width), dtype)
+    tile = np.empty(CHUNK * size * width, dtype)
+    after, before = np.empty(states * width, dtype), np.empty(states * width, dtype)
+    arrival = np.empty(states * width, dtype)
+    norm = np.empty(width)
+    number = np.empty(size, dtype)
+    for j in range(size):
+        number[j] = j
+    least, zero = fill(emission, -np.inf), fill(emission, 0.0)
+    ready = False
+    for group in range(first_group, last_group):
+        base = group * width
+        if t_time == 0 and not (ready and shared):
+            _read_logs(matrix, shared, base, 0, states, size, transition, t_row, t_time, t_from, t_to)
+            ready = True
+        top, low_stop = 0, length
+        for lane in range(width):
+            norm[lane] = 0.0
+            top, low_stop = max(top, stops[base + lane]), min(low_stop, stops[base + lane])
+        after[:] = 0.0
+        while top > 0:
+            low = max(0, top - CHUNK)
+            read_emission(tile, base, low, top, size, emission, e_row, e_time, e_to)
+            for step in range(top - 1, low - 1, -1):
+                if t_time != 0:
+                    _read_logs(matrix, shared, base, step, states, size, transition, t_row, t_time, t_from, t_to)
+                at = (step - low) * size * width
+                for k in range(size):
+                    e = load(tile, at + k * width)
+                    for r in range(rest):
+                        s = (r * size + k) * width
+                        store(arrival, s, e + load(after, s))
+                peak = least
+                for s in range(states):
+                    to = (s % rest) * size * width
+                    best, choice = least, zero
+                    for j in range(size):
+                        k = s * size + j
+                        weight = splat(matrix, k) if shared else load(matrix, k * width)
+                        x = weight + load(arrival, to + j * width)
+                        choice = where_larger(x, best, splat(number, j), choice)
+                        best = larger(x, best)
+                    store(before, s * width, best)
+                    store_integers(choices, (step * states + s) * lanes + base, choice)
+                    peak = larger(best, peak)
+                if step >= low_stop:
+                    # Sequences that have ended: nothing follows, whatever the state.
+                    for lane in range(width):
+                        if step >= stops[base + lane]:
+                            for s in range(lane, states * width, width):
+                                before[s] = 0.0
+                    peak = least
+                    for s in range(0, states * width, width):
+                        peak = larger(load(before, s), peak)
+                # Only differences matter for the choice; small numbers keep them exact.
+                peak = finite_or_zero(peak)
+                accumulate(norm, 0, peak)
+                for s in range(0, states * width, width):
+                    store(after, s, load(before, s) - peak)
+            top = low
+        for s in range(states):
+            for lane in range(width):
+                result[s * lanes + base + lane] = np.float64(after[s * width + lane]) + norm[lane]
+
+
+@kernel
+def follow_choices(first, last, lane_of, state, stops, size, rest, length, lanes, choices, paths):
+    """States along the best path from the joint state ``state`` of each path's lane [paths, steps]; 0 after its end."""
+    states = size * rest
+    for p in range(first, last):
+        s, lane = state[p], lane_of[p]
+        stop = stops[lane]
+        for t in range(stop):
+            j = choices[(t * states + s) * lanes + lane]
+            paths[p, t] = j
+            s = (s % rest) * size + j
+        for t in range(stop, length):
+            paths[p, t] = 0
