@@ -216,10 +216,11 @@ class _Writer:
         assert d is not None
         parts: list[str] = []
         ij = "ij"[: len(b.shape)]
+        scale = "logit" if b.link == "softmax" else b.link
         if d.columns:
             slopes = not d.fixed.constant
             coefficients = self._free(
-                b.name, "", "dist.Normal", len(b.shape) + slopes, f"{b.link} scale: {', '.join(d.columns)}"
+                b.name, "", "dist.Normal", len(b.shape) + slopes, f"{scale} scale: {', '.join(d.columns)}"
             )
             x = f"data.x[{_quoted(d.fixed.expr)}]"
             parts.append(f'torch.einsum("...p,{ij}p->...{ij}", {x}, {coefficients})' if slopes else coefficients)

@@ -42,8 +42,8 @@ _POSITIVE = Support(
 )
 _NONNEGATIVE = Support("numbers from 0 on", lambda x: x >= 0, "remove or correct them")
 _ANGLE = Support(
-    "angles in (-pi, pi] (radians)",
-    lambda x: (x > -math.pi) & (x <= math.pi + ROUNDING),
+    "angles from -pi to pi (radians)",
+    lambda x: np.abs(x) <= math.pi + ROUNDING,
     "radians, wrapped: (x + pi) % (2 pi) - pi",
 )
 _OPEN_UNIT = Support(
