@@ -15,7 +15,7 @@ from symhmm import components, effects
 from symhmm.compiler.density import Density, compile
 from symhmm.errors import FitError
 from symhmm.graph import FactorGraph
-from symhmm.infer import laplace_fit, mle, svi
+from symhmm.infer import em, laplace_fit, mle, svi
 from symhmm.infer.information import Information, count_observations, delta, information, standard_errors
 from symhmm.infer.laplace import laplace
 from symhmm.infer.target import Target, target
@@ -26,6 +26,7 @@ from symhmm.tables.results import Estimate, Optima, Status, Table
 METHODS: dict[str, Callable[..., Estimate]] = {
     "mle": partial(mle.run, method="mle"),
     "map": partial(mle.run, method="map"),
+    "em": em.run,
     "svi": svi.run,
     "laplace": laplace_fit.run,
 }

@@ -22,18 +22,21 @@ FLOORS: list[dict[str, str]] = [
         "capture": "names marks time_index tracking inputs loops records stack verify observations enumeration giving"
         " sites open factors program"
     },
-    {"compiler": "steps order plan lower arguments step layout roles density marginal"},
+    {"compiler": "steps order plan lower arguments step layout roles density expected marginal"},
     {"tables": "results states support read gaps frame data formula design"},
     {
         "posterior": "series ends evaluated marginals traceback kbest decode prefix blocks pointwise forecast curves align"
         " simulate checks residuals inference_data"
     },
     {
-        "infer": "progress target lbfgs starts checkpoint information profile restrict guide bound verdict warm mle svi minibatch"
-        " metric laplace_members laplace laplace_exact laplace_fit closed_forms em noncentred draws nuts"
+        "infer": "progress restrict target lbfgs starts checkpoint information profile guide bound verdict warm mle svi minibatch"
+        " metric laplace_members laplace laplace_exact laplace_fit closed_forms expectation em noncentred draws nuts"
     },
     {"": "datasets simulators questions effects components summary fitting plots saved"},
-    {"models": "emissions spec inputs template starts order model_fit mixed_hmm"},
+    {
+        "models": "emissions spec inputs template starts order model_fit mixed_hmm base streams hmm gaussian mixture latent_class regression"
+        " semi_markov continuous_time recapture"
+    },
     {"": "report cli"},
 ]
 # Beside the house: the public oracle may look at the lower floors, and nobody in the house may look at it.

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from symhmm.errors import FitError
-from symhmm.infer.target import Target
+from symhmm.infer.lbfgs import Ascent
+from symhmm.infer.target import Array, Target
 
 EVERY = 10.0  # seconds between two writes
 
@@ -65,3 +66,23 @@ class Checkpoint:
             np.savez(file, key=np.array(self.key), **arrays)
         os.replace(temporary, self.path)
         self.written = time.perf_counter()
+
+
+def saved_ascents(starts: Sequence[Array], ascents: Sequence[Ascent], evaluations: int) -> dict[str, Any]:
+    """The finished climbs of a driver with several starts, as arrays."""
+    out: dict[str, Any] = {"starts": np.stack(starts), "evaluations": np.array(evaluations)}
+    for i, a in enumerate(ascents):
+        numbers = np.array([a.value, a.gain, float(a.converged)])
+        out |= {f"{i}.x": a.x, f"{i}.gradient": a.gradient, f"{i}.numbers": numbers, f"{i}.trace": np.array(a.trace)}
+    return out
+
+
+def restored_ascents(arrays: Mapping[str, NDArray[Any]]) -> tuple[Ascent, ...]:
+    """What `saved_ascents` wrote."""
+    ascents: list[Ascent] = []
+    while f"{len(ascents)}.x" in arrays:
+        i = len(ascents)
+        value, gain, converged = arrays[f"{i}.numbers"].tolist()
+        trace = arrays[f"{i}.trace"].tolist()
+        ascents.append(Ascent(arrays[f"{i}.x"], value, arrays[f"{i}.gradient"], gain, bool(converged), trace))
+    return tuple(ascents)

@@ -144,7 +144,7 @@ def count_observations(density: Density) -> int:
     A masked element is recognised by a log-density of exactly zero in every state.
     """
     total = 0
-    graph = density.graph_at(density.initial())
+    graph = density.factors_at(density.initial())
     sizes = {n: p.size for n, p in graph.plates.items()} | {n: c.length for n, c in graph.chains.items()}
     for f in graph.factors:
         if f.role != "observed":

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,10 +11,11 @@ import torch
 
 from symhmm.compiler.density import Density
 from symhmm.errors import FitError
-from symhmm.infer.checkpoint import Checkpoint, fingerprint
+from symhmm.infer.checkpoint import Checkpoint, fingerprint, restored_ascents, saved_ascents
 from symhmm.infer.information import count_observations
 from symhmm.infer.lbfgs import Ascent, ascend
 from symhmm.infer.progress import Listener, Reporter
+from symhmm.infer.restrict import Order, Tie
 from symhmm.infer.starts import draw_starts, jitter_sizes, scales
 from symhmm.infer.target import Array, Target, target
 from symhmm.infer.verdict import of_ascent
@@ -55,6 +56,8 @@ def run(
     *,
     method: str = "mle",
     fix: Mapping[str, Any] | None = None,
+    tie: Tie | None = None,
+    order: Order | None = None,
     start: Mapping[str, Any] | None = None,
     seed: int = 0,
     restarts: int = 4,
@@ -71,6 +74,8 @@ def run(
         method: ``mle`` for a program whose free values are all parameters; ``map`` for the joint maximum over
             parameters and continuous latents.
         fix: constrained values to hold, by name.
+        tie: groups of values that are equal, by name or element: ``[("loc[0]", "loc[2]"), ("sd", "other sd")]``.
+        order: names whose values increase along their last axis (that of the states), or a mapping from names to axes.
         start: constrained values to start from, by name, instead of the program's own.
         seed: of the jitter.
         restarts: starts in all. The first is the program's own (moved by a hundredth of the jitter, which breaks the
@@ -89,8 +94,8 @@ def run(
     """
     began = time.perf_counter()
     options = Options(seed, restarts, jitter, screen, tolerance, max_evaluations)
-    goal = target(density, fix or {}, method, start)
-    _check(goal, method, options)
+    goal = target(density, fix or {}, method, start, tie=tie, order=order)
+    check(goal, method, restarts)
     options = replace(options, precision=float(torch.finfo(goal.start.dtype).eps))
     file = Checkpoint(checkpoint, fingerprint(goal, method, vars(options)) if checkpoint else "")
     state, stopped = None, False
@@ -104,7 +109,8 @@ def run(
             file.write(_saved(state))
     except KeyboardInterrupt:
         state, stopped = state or State(goal, method, (goal.x,)), True
-    return _estimate(state, stopped, options, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return assemble(goal, method, state.ascents, state.evaluations, max_evaluations, stopped, seconds)
 
 
 def init(goal: Target, method: str, options: Options) -> State:
@@ -159,12 +165,17 @@ def step(
     return replace(state, ascents=(*state.ascents, ascent), log=(), evaluations=state.evaluations + len(ascent.trace))
 
 
-def _check(goal: Target, method: str, options: Options) -> None:
-    if options.restarts < 1:
-        raise FitError(f"restarts={options.restarts} leaves nothing to run.", suggestion="restarts=1")
+def check(goal: Target, method: str, restarts: int) -> None:
+    """Refuse what maximum likelihood cannot mean.
+
+    Raises:
+        FitError: no starts; ``mle`` of a program with latents; ``em`` of one with random effects.
+    """
+    if restarts < 1:
+        raise FitError(f"restarts={restarts} leaves nothing to run.", suggestion="restarts=1")
     latents = [e for e in goal.entries if not e.is_param]
-    if method == "mle" and latents:
-        random = [e.name for e in latents if e.plates]
+    random = [e for e in latents if e.plates]
+    if (method == "mle" and latents) or (method == "em" and random):
         names = ", ".join(f"{e.name!r} ({e.role})" for e in latents[:6])
         what = "random effects" if random else "priors"
         why = (
@@ -173,41 +184,48 @@ def _check(goal: Target, method: str, options: Options) -> None:
             else "with a prior the maximum is that of the posterior density"
         )
         raise FitError(
-            f"method='mle' cannot fit a program with {what}: {names}.",
+            f"method={method!r} cannot fit a program with {what}: {names}.",
             details=[why],
-            suggestion="method='svi', which integrates them" if random else "method='map'",
+            suggestion="method='laplace' or method='svi', which integrate them" if random else "method='map'",
         )
 
 
-def _estimate(state: State, stopped: bool, options: Options, seconds: float) -> Estimate:
-    goal = state.goal
-    ascents = state.ascents or (Ascent(goal.x, -np.inf, np.zeros(goal.size)),)
+def assemble(
+    goal: Target,
+    method: str,
+    ascents: Sequence[Ascent],
+    evaluations: int,
+    allowed: int,
+    stopped: bool,
+    seconds: float,
+) -> Estimate:
+    """The best of several climbs as an estimate; ``allowed`` is the most that each was allowed to take."""
+    ascents = ascents or (Ascent(goal.x, -np.inf, np.zeros(goal.size)),)
     best = max(ascents, key=lambda a: a.value)
     vector = goal.embed(torch.from_numpy(best.x).to(goal.start.dtype))
     with torch.no_grad():
         values = {n: v.detach() for n, v in goal.values(vector).items()}
     latents = any(not e.is_param for e in goal.density.layout.entries)
     return Estimate(
-        method=state.method,
+        method=method,
         values=values,
         vector=vector,
         objective=best.value,
         objective_name=LOG_POSTERIOR if latents else LOG_LIKELIHOOD,
         trace=torch.tensor(best.trace, dtype=torch.float64),
-        status=of_ascent(goal, best, vector, values, options.max_evaluations, stopped),
-        n_evaluations=state.evaluations,
+        status=of_ascent(
+            goal, best, vector, values, allowed, stopped, "iterations" if method == "em" else "evaluations"
+        ),
+        n_evaluations=evaluations,
         seconds=seconds,
-        counts={e.name: e.stop - e.start for e in goal.entries},
+        counts=goal.counts,
         optima=Optima(tuple(a.value for a in ascents), tuple(a.converged for a in ascents)),
         fixed=tuple(goal.fixed),
     )
 
 
 def _saved(state: State) -> dict[str, Any]:
-    out: dict[str, Any] = {"starts": np.stack(state.starts), "evaluations": np.array(state.evaluations)}
-    for i, a in enumerate(state.ascents):
-        numbers = np.array([a.value, a.gain, float(a.converged)])
-        out |= {f"{i}.x": a.x, f"{i}.gradient": a.gradient, f"{i}.numbers": numbers, f"{i}.trace": np.array(a.trace)}
+    out = saved_ascents(state.starts, state.ascents, state.evaluations)
     if state.log:
         out |= {"log.values": np.array([v for v, _ in state.log]), "log.gradients": np.stack([g for _, g in state.log])}
     return out
@@ -216,11 +234,5 @@ def _saved(state: State) -> dict[str, Any]:
 def _restored(goal: Target, method: str, arrays: dict[str, Any] | None) -> State | None:
     if arrays is None:
         return None
-    ascents, i = [], 0
-    while f"{i}.x" in arrays:
-        value, gain, converged = arrays[f"{i}.numbers"].tolist()
-        trace = arrays[f"{i}.trace"].tolist()
-        ascents.append(Ascent(arrays[f"{i}.x"], value, arrays[f"{i}.gradient"], gain, bool(converged), trace))
-        i += 1
     log = tuple(zip(arrays.get("log.values", np.zeros(0)).tolist(), arrays.get("log.gradients", ()), strict=True))
-    return State(goal, method, tuple(arrays["starts"]), tuple(ascents), log, int(arrays["evaluations"]))
+    return State(goal, method, tuple(arrays["starts"]), restored_ascents(arrays), log, int(arrays["evaluations"]))

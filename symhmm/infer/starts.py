@@ -31,8 +31,20 @@ def scales(evaluate: Evaluate, x: Array, n_observations: int) -> Array:
         curvature = abs(evaluate(moved)[1][i] - here[i]) / (moved[i] - x[i])
         if np.isfinite(curvature) and curvature > 0:
             out[i] = np.sqrt(n_observations / curvature)
+    return _bounded(out, x)
+
+
+def bounded_scales(curvature: Array, x: Array, n_observations: int) -> Array:
+    """`scales` where the curvature of each coordinate is known: shape (n,), positive."""
+    with np.errstate(divide="ignore"):
+        out = np.where(curvature > 0, np.sqrt(n_observations / curvature), 1.0)
+    return _bounded(out, x)
+
+
+def _bounded(scale: Array, x: Array) -> Array:
     largest = LARGEST_JITTER * np.maximum(1.0, np.abs(x))
-    return np.where(out > largest, 1.0, np.maximum(out, 0.05))
+    out: Array = np.where((scale > largest) | ~np.isfinite(scale), 1.0, np.maximum(scale, 0.05))
+    return out
 
 
 def jitter_sizes(goal: Target, jitter: float | Mapping[str, float]) -> Array:
@@ -49,7 +61,7 @@ def jitter_sizes(goal: Target, jitter: float | Mapping[str, float]) -> Array:
             f"jitter= names {unknown[0]!r}, which is not fitted.", details=[f"fitted: {', '.join(sorted(known))}"]
         )
     place = {i: jitter.get(e.name, 0.0) for e in goal.entries for i in range(e.start, e.stop)}
-    return np.array([place[i] for i in goal.free.tolist()])
+    return np.array([place[i] for i in goal.moved.tolist()])
 
 
 def draw_starts(evaluate: Evaluate, x: Array, scale: Array, number: int, *, seed: int, screen: int = 10) -> list[Array]:

@@ -1,7 +1,7 @@
 """Target: the part of a density that a driver may move, as a function of one plain vector."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -15,6 +15,7 @@ from symhmm.compiler.density import Density
 from symhmm.compiler.layout import Entry
 from symhmm.compiler.step import Step, trace
 from symhmm.errors import FitError, ValuesError
+from symhmm.infer.restrict import Order, Restriction, Tie, restriction
 
 Array = NDArray[np.float64]
 
@@ -27,19 +28,33 @@ class Target:
         density: what is evaluated.
         fixed: constrained values that replace the density's own, by name; they may lie on the edge of a support.
         start: shape (size,), unconstrained starting point of the whole vector.
-        free: shape (n,), positions in the vector that the driver moves; all others keep their starting value.
+        free: shape (m,), positions in the vector that may move; all others keep their starting value.
+        restriction: what is tied or ordered among them. The driver moves n coordinates: those of the restriction, or the
+            free ones themselves.
     """
 
     density: Density
     fixed: Mapping[str, Tensor]
     start: Tensor
     free: Tensor
+    restriction: Restriction | None = None
     _steps: dict[str, Step] = field(default_factory=dict, repr=False)
 
     @property
     def size(self) -> int:
-        """Number of free coordinates."""
-        return self.free.numel()
+        """Number n of coordinates that the driver moves."""
+        return self.free.numel() if self.restriction is None else self.restriction.first.numel()
+
+    @property
+    def moved(self) -> Tensor:
+        """Shape (n,), the position in the vector of each coordinate that the driver moves; the first of those tied."""
+        return self.free if self.restriction is None else self.free[self.restriction.first]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of free values by name; what is tied counts once, for the first of its names."""
+        moved = self.moved
+        return {e.name: int(((moved >= e.start) & (moved < e.stop)).sum()) for e in self.entries}
 
     @cached_property
     def entries(self) -> tuple[Entry, ...]:
@@ -48,12 +63,18 @@ class Target:
 
     @property
     def x(self) -> Array:
-        """Free part of the start, shape (n,)."""
-        return self.start[self.free].double().numpy().copy()
+        """The driver's coordinates of the start, shape (n,)."""
+        return self.coordinates(self.start).double().numpy().copy()
+
+    def coordinates(self, vector: Tensor) -> Tensor:
+        """The driver's coordinates, shape (n,), of a whole vector."""
+        return vector[self.free] if self.restriction is None else self.restriction.inverse(vector[self.free])
 
     def embed(self, x: Tensor) -> Tensor:
-        """The whole vector, shape (size,), with ``x`` in the free positions."""
-        if self.size == self.start.numel():
+        """The whole vector, shape (size,), at the driver's coordinates ``x`` of shape (n,); differentiable."""
+        if self.restriction is not None:
+            x = self.restriction(x)
+        if self.free.numel() == self.start.numel():
             return x
         return self.start.index_put((self.free,), x)
 
@@ -87,25 +108,34 @@ class Target:
         return torch.cat(pieces)
 
     def evaluate(self, x: Array) -> tuple[float, Array]:
-        """Log-density (nats) and its gradient over the free coordinates, in float64."""
-        vector = self.embed(torch.from_numpy(x).to(self.start.dtype))
+        """Log-density (nats) and its gradient over the driver's coordinates, in float64."""
+        u = torch.from_numpy(x).to(self.start.dtype)
+        vector = self.embed(u)
         if self.fixed:
             value, gradient = self._with_fixed(vector)
         else:
             value, gradient = self.density.value_and_grad(vector)
-        if self.size != self.start.numel():
-            gradient = gradient[self.free]
-        return value.item(), gradient.double().numpy()
+        return value.item(), self.pulled_back(u, gradient).double().numpy()
+
+    def pulled_back(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """A gradient over the whole vector as one over the driver's coordinates, shape (n,), where they are ``x``."""
+        free = gradient if self.free.numel() == self.start.numel() else gradient[self.free]
+        if self.restriction is None:
+            return free
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            (out,) = torch.autograd.grad(self.restriction(leaf), leaf, free)
+        return out
 
     def holding(self, names: set[str]) -> "Target":
-        """The same target with the coordinates of ``names`` held at their start."""
+        """The same target with the coordinates of ``names`` held at their start, and the others without restrictions."""
         held = {i for e in self.density.layout.entries if e.name in names for i in range(e.start, e.stop)}
         keep = [i for i in self.free.tolist() if i not in held]
-        return Target(self.density, self.fixed, self.start, torch.tensor(keep, dtype=torch.long), self._steps)
+        return Target(self.density, self.fixed, self.start, torch.tensor(keep, dtype=torch.long), _steps=self._steps)
 
     def at(self, vector: Tensor) -> "Target":
         """The same target with another starting point."""
-        return Target(self.density, self.fixed, vector, self.free, self._steps)
+        return replace(self, start=vector)
 
     def captured(self, key: str, f: Any, example: tuple[Tensor, ...]) -> Any:
         """``f``, which contains its own gradient, captured once; as it is where the program must run each time."""
@@ -126,11 +156,21 @@ class Target:
         return out
 
 
-def target(density: Density, fix: Mapping[str, Any], method: str, start: Mapping[str, Any] | None = None) -> Target:
+def target(
+    density: Density,
+    fix: Mapping[str, Any],
+    method: str,
+    start: Mapping[str, Any] | None = None,
+    *,
+    tie: Tie | None = None,
+    order: Order | None = None,
+) -> Target:
     """The free part of ``density`` once the values in ``fix`` are held; ``start`` replaces the program's own start.
 
+    ``tie`` and ``order`` are those of `symhmm.infer.restrict.restriction`.
+
     Raises:
-        FitError: nothing is left to fit, or a name, shape or value in ``fix`` or ``start`` is wrong.
+        FitError: nothing is left to fit, or a name, shape or value in ``fix``, ``tie``, ``order`` or ``start`` is wrong.
     """
     initial = density.initial()
     try:
@@ -153,7 +193,9 @@ def target(density: Density, fix: Mapping[str, Any], method: str, start: Mapping
             details=[held],
             suggestion="density.log_prob(density.initial()) evaluates it as it is",
         )
-    return Target(density, fixed, vector, torch.tensor(free, dtype=torch.long))
+    positions = torch.tensor(free, dtype=torch.long)
+    entries = [e for e in density.layout.entries if e.name not in fixed]
+    return Target(density, fixed, vector, positions, restriction(entries, positions, tie, order))
 
 
 def value_and_gradient(f: Any, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,9 +18,15 @@ CONTINUE = "the same call with the same checkpoint= continues"
 
 
 def of_ascent(
-    goal: Target, best: Ascent, vector: Tensor, values: Mapping[str, Tensor], allowed: int, stopped: bool
+    goal: Target,
+    best: Ascent,
+    vector: Tensor,
+    values: Mapping[str, Tensor],
+    allowed: int,
+    stopped: bool,
+    unit: str = "evaluations",
 ) -> Status:
-    """The end of a climb; ``allowed`` is the largest number of evaluations."""
+    """The end of a climb; ``allowed`` is the largest number of ``unit``, evaluations or iterations."""
     if stopped:
         return Status(False, "stopped by Ctrl-C", ("the best point so far",), CONTINUE)
     if not np.isfinite(best.value):
@@ -35,8 +41,8 @@ def of_ascent(
     if not best.converged:
         causes = (measured, *(f"at the edge: {e}" for e in edges), *remarks)
         if len(best.trace) >= allowed:
-            used = f"all {len(best.trace)} evaluations used"
-            return Status(False, "not converged", (used, *causes), "max_evaluations=, restarts=")
+            used = f"all {allowed} {unit} used"
+            return Status(False, "not converged", (used, *causes), f"max_{unit}=, restarts=")
         return Status(False, "not converged: the line search found no further rise", causes, "restarts=")
     where = " at the edge of the support" if edges else ""
     return Status(True, f"converged{where}: {measured}", (*edges, *remarks))
