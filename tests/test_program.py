@@ -237,6 +237,22 @@ def refused(program, *args):
         capture(program, args)
 
 
+def test_a_plate_that_opens_only_inside_another_after_a_state_was_summed() -> None:
+    y = torch.randn(3, 4)
+
+    def late(y):
+        with pyro.plate("animal", 4, dim=-1):
+            kind = pyro.sample("kind", dist.Categorical(torch.tensor([0.3, 0.7])))
+            with pyro.plate("session", 3, dim=-2):
+                z = pyro.sample("z", dist.Categorical(TRANSITION[kind]))
+                pyro.sample("y", dist.Normal(LOC[z], 1.0), obs=y)
+
+    by_kind = torch.stack([dist.Normal(LOC[k], 1.0).log_prob(y) for k in range(2)]).exp()
+    each = torch.einsum("kz,zsn->ksn", TRANSITION, by_kind).log().sum(1)
+    wanted = (each + torch.tensor([0.3, 0.7]).log()[:, None]).logsumexp(0).sum()
+    assert_close(enumerate_joint(capture(late, (y,))), wanted)
+
+
 def test_plates_that_clash() -> None:
     def program():
         with pyro.plate("a", 2, dim=-1), pyro.plate("b", 3, dim=-1):

@@ -1,5 +1,6 @@
 """`capture`: a Pyro program in, its factor graph out. The only door to Pyro's handlers."""
 
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -210,7 +211,7 @@ def _run(call: _Call, recipe: Recipe, schedule: Schedule | None = None) -> Resul
         error.args = (position.names.readable(str(error)),)
         raise
     except Exception as error:
-        _explain(error)
+        _explain(error, recipe.max_plate_nesting)
         if runner.entered:
             raise _Entered from error
         raise
@@ -233,8 +234,12 @@ def _refuse_changed(used: list[tuple[str, Tensor, int]]) -> None:
         )
 
 
-def _explain(error: Exception) -> None:
+def _explain(error: Exception, nesting: int) -> None:
     """Pyro's own complaint about plates, as one of ours."""
+    if isinstance(error, ValueError) and (found := re.match(r"Shape mismatch inside plate.* dim -(\d+),", str(error))):
+        # An enumerated state stands where a plate comes that opens deeper than any before it; Pyro sees that first.
+        if (depth := int(found[1])) > nesting:
+            raise DeeperPlates(depth) from error
     if isinstance(error, ValueError) and "collide at dim" in str(error):
         raise ShapeError(
             "two plates use the same dimension.",
