@@ -72,12 +72,12 @@ def _read_logs(matrix, shared, base, step, states, size, transition, t_row, t_ti
 
 @kernel
 def best_lanes(
-    first_group, last_group, size, rest, length, lanes,
+    first_group, last_group, size, rest, length, lanes, chains,
     like, transition_at, t_row, t_time, t_from, t_to, shared,
     emission_at, e_row, e_time, e_to,
     stops, result, choices,
 ):  # fmt: skip
-    """Best log-weight from every initial state [S, lanes], and the best next state [steps, S, lanes] of every state.
+    """Best log-weight from every initial state [S, lanes], and the best next state [steps, S, chains] of every state.
 
     Of equally good states the first is taken. ``stops`` says how many steps of each lane count: later ones weigh nothing,
     and their choices stay as they are.
@@ -89,7 +89,7 @@ def best_lanes(
     tile = np.empty(CHUNK * size * width, dtype)
     after, before = np.empty(states * width, dtype), np.empty(states * width, dtype)
     arrival = np.empty(states * width, dtype)
-    norm = np.empty(width)
+    norm, some = np.empty(width), np.empty(width, choices.dtype)
     number = np.empty(size, dtype)
     for j in range(size):
         number[j] = j
@@ -128,7 +128,13 @@ def best_lanes(
                         choice = where_larger(x, best, splat(number, j), choice)
                         best = larger(x, best)
                     store(before, s * width, best)
-                    store_integers(choices, (step * states + s) * lanes + base, choice)
+                    place = (step * states + s) * chains + base
+                    if base + width <= chains:
+                        store_integers(choices, place, choice)
+                    else:
+                        store_integers(some, 0, choice)
+                        for lane in range(chains - base):
+                            choices[place + lane] = some[lane]
                     peak = larger(best, peak)
                 if step >= low_stop:
                     # Sequences that have ended: nothing follows, whatever the state.
@@ -151,14 +157,14 @@ def best_lanes(
 
 
 @kernel
-def follow_choices(first, last, lane_of, state, stops, size, rest, length, lanes, choices, paths):
-    """States along the best path from the joint state ``state`` of each path's lane [paths, steps]; 0 after its end."""
+def follow_choices(first, last, rows, state, stops, size, rest, length, chains, choices, paths):
+    """States along the best path from the joint state ``state`` of each path's chain [paths, steps]; 0 after its end."""
     states = size * rest
     for p in range(first, last):
-        s, lane = state[p], lane_of[p]
-        stop = stops[lane]
+        s, r = state[p], rows[p]
+        stop = stops[r]
         for t in range(stop):
-            j = choices[(t * states + s) * lanes + lane]
+            j = choices[(t * states + s) * chains + r]
             paths[p, t] = j
             s = (s % rest) * size + j
         for t in range(stop, length):

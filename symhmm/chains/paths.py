@@ -45,8 +45,8 @@ class Choices:
         message: shape (*batch, S), nats, float64; the log-weight of the best path from each initial state.
         size: K.
         layout: how the chains lie in memory.
-        choices: shape (T, S, lanes), the smallest signed integers that hold them.
-        stops: shape (lanes,), steps of each chain that count.
+        choices: shape (T, S, R), the smallest signed integers that hold them.
+        stops: shape (R,) or more, steps of each chain that count.
     """
 
     message: Tensor
@@ -110,7 +110,7 @@ def choices(transition: Tensor, emission: Tensor | None, length: int, stops: Ten
     layout = layout_of(batch, length, states, transition.dtype, blocks=1)
     lanes = layout.padded
     last = torch.full((lanes,), length) if stops is None else _filled(stops.expand(batch).reshape(-1), lanes)
-    made = torch.empty(length, states, lanes, dtype=_smallest(size))
+    made = torch.empty(length, states, layout.chains, dtype=_smallest(size))
     result = np.empty(states * lanes)
     f = places(transition.shape, transition.stride(), True, layout, 1)
     e = places(emission.shape, emission.stride(), True, layout, 1)
@@ -118,7 +118,7 @@ def choices(transition: Tensor, emission: Tensor | None, length: int, stops: Ten
     seconds = groups * length * (20 * size + 1.5 * states * size + 60) * 1e-9
     run([
         partial(
-            best_lanes.best_lanes, first, end, size, states // size, length, lanes,
+            best_lanes.best_lanes, first, end, size, states // size, length, lanes, layout.chains,
             LIKE[transition.dtype], transition.data_ptr(), f.lanes, f.time, *f.inner, f.one_for_all,
             emission.data_ptr(), e.lanes, e.time, *e.inner, last.numpy(), result, made.view(-1).numpy(),
         )
@@ -168,11 +168,11 @@ def follow(found: Choices, rows: Tensor, start: Tensor) -> Tensor:
     """The best path of each chain in ``rows`` from its initial state; arguments and result as in `draw`, 0 after the stop."""
     layout, length = found.layout, found.layout.length
     paths = torch.empty(rows.numel(), length, dtype=found.choices.dtype)
-    state, lanes = _states(start), rows.numpy()
+    state, chains = _states(start), rows.numpy()
     run([
         partial(
-            best_lanes.follow_choices, *part, lanes, state, found.stops.numpy(), found.size,
-            layout.states // found.size, length, layout.padded, found.choices.view(-1).numpy(), paths.numpy(),
+            best_lanes.follow_choices, *part, chains, state, found.stops.numpy(), found.size,
+            layout.states // found.size, length, layout.chains, found.choices.view(-1).numpy(), paths.numpy(),
         )
         for part in cut(rows.numel(), thread_count(rows.numel() * length * 5e-9, max(rows.numel(), 1)))
     ])  # fmt: skip
