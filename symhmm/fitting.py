@@ -217,7 +217,8 @@ class Fit(Questions):
         gone = self.estimate.integrated
         density: Any = laplace(self.density, over=gone) if gone else self.density
         values = {n: v for n, v in self.values.items() if n not in gone}
-        return target(density, {n: values[n] for n in self.estimate.fixed}, self.estimate.method, values)
+        fixed, tie, order = {n: values[n] for n in self.estimate.fixed}, self.estimate.tie, dict(self.estimate.order)
+        return target(density, fixed, self.estimate.method, values, tie=tie, order=order)
 
     def drawn(self, draws: int) -> list[Mapping[str, Tensor]]:
         """Constrained values drawn from the posterior; the estimate itself where ``draws`` is 0.

@@ -24,9 +24,10 @@ class Information:
     """Observed information at a point of the unconstrained space.
 
     Args:
-        matrix: shape (n, n), minus the Hessian over the free coordinates, by central differences of the exact gradient.
-        covariance: shape (n, n), its inverse over the directions that are not flat.
-        flat: shape (n,), True for coordinates in a flat or rising direction; they have no standard error.
+        matrix: shape (n, n), minus the Hessian over the driver's coordinates, by central differences of the exact gradient.
+        covariance: shape (m, m), of the free coordinates: its inverse over the directions that are not flat, where tied
+            ones move together (m = n where nothing is tied).
+        flat: shape (m,), True for coordinates in a flat or rising direction; they have no standard error.
         rank: number of directions that the data determine.
     """
 
@@ -37,8 +38,8 @@ class Information:
 
 
 def information(goal: Target, vector: Tensor) -> Information:
-    """Observed information of the free coordinates at ``vector``; costs two gradients for each of them."""
-    x = vector[goal.free].double().numpy().copy()
+    """Observed information of the driver's coordinates at ``vector``; costs two gradients for each of them."""
+    x = goal.coordinates(vector).double().numpy().copy()
     n = x.size
     # The third root of the rounding error balances it against the curvature of the gradient.
     step = float(torch.finfo(goal.start.dtype).eps) ** (1 / 3)
@@ -50,7 +51,8 @@ def information(goal: Target, vector: Tensor) -> Information:
         matrix[i] = (goal.evaluate(behind)[1] - goal.evaluate(ahead)[1]) / (ahead[i] - behind[i])
     matrix = (matrix + matrix.T) / 2
     if not np.isfinite(matrix).all():
-        return Information(torch.from_numpy(matrix), torch.full((n, n), torch.nan).double(), torch.ones(n).bool(), 0)
+        m = goal.free.numel()
+        return Information(torch.from_numpy(matrix), torch.full((m, m), torch.nan).double(), torch.ones(m).bool(), 0)
     # Scaled to unit diagonal, so that flat means undetermined and not merely measured in small units; a coordinate that
     # gains nothing even when it moves by ten times its own size is not scaled up.
     size = np.sqrt(np.maximum(np.abs(np.diag(matrix)), 1e-2 / np.maximum(1.0, np.abs(x)) ** 2))
@@ -58,8 +60,11 @@ def information(goal: Target, vector: Tensor) -> Information:
     good = roots > FLAT * max(roots.max(initial=0.0), FLAT)
     lost = (np.abs(directions[:, ~good]) > 0.05).any(axis=1)
     half = directions[:, good] / np.sqrt(roots[good]) / size[:, None]
-    covariance, rank = half @ half.T, int(good.sum())
-    return Information(torch.from_numpy(matrix), torch.from_numpy(covariance), torch.from_numpy(lost), rank)
+    spread, flat = torch.from_numpy(half), torch.from_numpy(lost)
+    if goal.restriction is not None:
+        slopes = torch.func.jacrev(goal.restriction)(torch.from_numpy(x))
+        spread, flat = slopes @ spread, ((slopes != 0) & flat).any(-1)
+    return Information(torch.from_numpy(matrix), spread @ spread.T, flat, int(good.sum()))
 
 
 def standard_errors(goal: Target, vector: Tensor, found: Information) -> dict[str, Tensor]:
@@ -80,15 +85,15 @@ def standard_errors(goal: Target, vector: Tensor, found: Information) -> dict[st
 def delta(goal: Target, vector: Tensor, found: Information, f: Callable[[Mapping[str, Tensor]], Tensor]) -> Tensor:
     """Standard errors of a function of the constrained values by the delta method; NaN where it meets flat directions."""
     with torch.enable_grad():
-        free = vector.detach().requires_grad_()
-        value = f(goal.values(free))
+        x = goal.coordinates(vector).detach().requires_grad_()
+        value = f(goal.values(goal.embed(x)))
         rows = [
-            torch.autograd.grad(v, free, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
+            torch.autograd.grad(v, x, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
             if v.requires_grad
-            else torch.zeros_like(free)
+            else torch.zeros_like(x)
             for v in value.reshape(-1)
         ]
-    jacobian = torch.stack(rows)[:, goal.free].double()
+    jacobian = torch.stack(rows).double()
     variance = (jacobian @ found.covariance * jacobian).sum(-1).clamp(min=0)
     touched = ((jacobian != 0) & found.flat).any(-1)
     return torch.where(touched, torch.nan, variance.sqrt()).reshape(value.shape)

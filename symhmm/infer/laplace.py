@@ -154,6 +154,10 @@ class Laplace:
         """The factor graph at ``values`` and the modes last found."""
         return self.density.graph_at(self._with_effects(values))
 
+    def factors_at(self, values: Mapping[str, Tensor]) -> FactorGraph:
+        """As `graph_at`, without running the program."""
+        return self.density.factors_at(self._with_effects(values))
+
     def nonfinite_sites(self, values: Mapping[str, Tensor]) -> tuple[str, ...]:
         """Sites whose factor is not finite at ``values``."""
         return self.density.nonfinite_sites(self._with_effects(values))

@@ -221,6 +221,8 @@ def assemble(
         counts=goal.counts,
         optima=Optima(tuple(a.value for a in ascents), tuple(a.converged for a in ascents)),
         fixed=tuple(goal.fixed),
+        tie=() if goal.restriction is None else goal.restriction.tie,
+        order=() if goal.restriction is None else goal.restriction.order,
     )
 
 

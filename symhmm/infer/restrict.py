@@ -25,11 +25,14 @@ class Restriction:
         source: shape (n_x,), the entry of u that each coordinate reads; tied ones read the same.
         first: shape (n_u,), one coordinate that reads each entry of u.
         chains: entries of u that are increasing in this order: the first itself, then the logarithms of the steps.
+        tie, order: what was asked for, by name.
     """
 
     source: Tensor
     first: Tensor
     chains: tuple[Tensor, ...] = ()
+    tie: tuple[tuple[str, ...], ...] = ()
+    order: tuple[tuple[str, int], ...] = ()
 
     def __call__(self, u: Tensor) -> Tensor:
         """Free coordinates, shape (n_x,); differentiable."""
@@ -66,12 +69,19 @@ def restriction(
         FitError: an unknown name or element, values of different shapes or supports, or a value asked two things.
     """
     known = {e.name: e for e in entries}
+    groups = tuple((g,) if isinstance(g, str) else tuple(g) for g in tie or ())
+    along = (
+        {order: -1}
+        if isinstance(order, str)
+        else order
+        if isinstance(order, Mapping)
+        else dict.fromkeys(order or (), -1)
+    )
     place = {int(p): k for k, p in enumerate(free)}
     leader = list(range(len(place)))
-    for group in tie or ():
-        members = [group] if isinstance(group, str) else list(group)
+    for members in groups:
         if len(members) < 2:
-            raise FitError(f"tie= has a group of one: {members}.", suggestion='tie=[("loc[0]", "loc[1]")]')
+            raise FitError(f"tie= has a group of one: {', '.join(members)!r}.", suggestion='tie=[("loc[0]", "loc[1]")]')
         rows = [_positions(known, m, "tie=") for m in members]
         _check_tie(members, rows)
         for row in rows[1:]:
@@ -80,7 +90,7 @@ def restriction(
                 leader = [low if k == high else k for k in leader]
     first = sorted(set(leader))
     number = {k: i for i, k in enumerate(first)}
-    chains = [[number[leader[place[p]]] for p in row] for row in _ordered(known, order)]
+    chains = [[number[leader[place[p]]] for p in row] for row in _ordered(known, along)]
     for line in chains:
         if len(set(line)) < len(line) or sum(bool(set(line) & set(other)) for other in chains) > 1:
             raise FitError(
@@ -89,18 +99,12 @@ def restriction(
     if len(first) == len(leader) and not chains:
         return None
     source = torch.tensor([number[k] for k in leader])
-    return Restriction(source, torch.tensor(first), tuple(torch.tensor(c) for c in chains))
+    lines = tuple(torch.tensor(c) for c in chains)
+    return Restriction(source, torch.tensor(first), lines, groups, tuple(along.items()))
 
 
-def _ordered(known: Mapping[str, Entry], order: Order | None) -> list[list[int]]:
+def _ordered(known: Mapping[str, Entry], asked: Mapping[str, int]) -> list[list[int]]:
     """Positions in the whole vector that increase, one list for each line along an axis."""
-    asked = (
-        {order: -1}
-        if isinstance(order, str)
-        else order
-        if isinstance(order, Mapping)
-        else dict.fromkeys(order or (), -1)
-    )
     out = []
     for name, axis in asked.items():
         entry, where = _positions(known, name, "order=")
@@ -149,7 +153,7 @@ def _elementwise(entry: Entry) -> bool:
     return entry.free_shape == entry.shape and entry.transform.domain.event_dim == 0
 
 
-def _check_tie(names: list[str], rows: list[tuple[Entry, Tensor]]) -> None:
+def _check_tie(names: tuple[str, ...], rows: list[tuple[Entry, Tensor]]) -> None:
     (entry, where), *others = rows
     for name, (other, its) in zip(names[1:], others, strict=True):
         if its.shape != where.shape or str(other.constraint) != str(entry.constraint):

@@ -178,6 +178,8 @@ class Estimate:
         marginal: importance-weighted estimate of the log-likelihood (all latents integrated out) and its Monte Carlo
             standard error, nats, if the driver makes one.
         fixed: names that were held at given values.
+        tie: groups of values that were held equal, by name or element.
+        order: names of values that were held increasing, and along which axis.
         integrated: latents that were integrated out of the objective; ``values`` has their conditional modes.
     """
 
@@ -196,6 +198,8 @@ class Estimate:
     posterior: Posterior | None = None
     marginal: tuple[float, float] | None = None
     fixed: tuple[str, ...] = ()
+    tie: tuple[tuple[str, ...], ...] = ()
+    order: tuple[tuple[str, int], ...] = ()
     integrated: tuple[str, ...] = ()
 
     @property
