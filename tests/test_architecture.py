@@ -34,7 +34,7 @@ FLOORS: list[dict[str, str]] = [
     },
     {"": "datasets simulators questions effects components summary fitting plots saved"},
     {
-        "models": "emissions spec inputs template starts order model_fit mixed_hmm base streams hmm gaussian mixture latent_class regression"
+        "models": "emissions spec inputs template starts order model_fit mixed_hmm base streams hmm gaussian mixture regression"
         " semi_markov continuous_time recapture"
     },
     {"": "report cli"},
