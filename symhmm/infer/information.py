@@ -85,15 +85,16 @@ def standard_errors(goal: Target, vector: Tensor, found: Information) -> dict[st
 def delta(goal: Target, vector: Tensor, found: Information, f: Callable[[Mapping[str, Tensor]], Tensor]) -> Tensor:
     """Standard errors of a function of the constrained values by the delta method; NaN where it meets flat directions."""
     with torch.enable_grad():
-        x = goal.coordinates(vector).detach().requires_grad_()
-        value = f(goal.values(goal.embed(x)))
+        # Tied coordinates are moved one by one here: the covariance knows that they move together.
+        x = vector.detach().requires_grad_()
+        value = f(goal.values(x))
         rows = [
             torch.autograd.grad(v, x, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
             if v.requires_grad
             else torch.zeros_like(x)
             for v in value.reshape(-1)
         ]
-    jacobian = torch.stack(rows).double()
+    jacobian = torch.stack(rows)[:, goal.free].double()
     variance = (jacobian @ found.covariance * jacobian).sum(-1).clamp(min=0)
     touched = ((jacobian != 0) & found.flat).any(-1)
     return torch.where(touched, torch.nan, variance.sqrt()).reshape(value.shape)
