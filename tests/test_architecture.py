@@ -13,10 +13,10 @@ MOST_LINES = 400
 # Inside a room a module may import those to its left. Rooms on one floor are strangers.
 FLOORS: list[dict[str, str]] = [
     {"": "errors"},
-    {"": "semiring graph", "distributions": "special chain circular positive unit counts atoms"},
+    {"": "semiring graph", "distributions": "special chain circular positive unit counts atoms vectors"},
     {
         "chains": "layout reference jit careful joins simd transpose lane_steps lanes_forward lanes_backward passes sizes threads"
-        " places prepared cpu best_path cpu_best registered cuda operator best_lanes path_steps paths"
+        " places prepared cpu best_path cpu_best registered cuda operator best_lanes path_steps paths filter_steps filters"
     },
     {
         "capture": "names marks time_index tracking inputs loops records stack verify observations enumeration giving"
@@ -67,6 +67,7 @@ LATE = {
     "symhmm.chains.cpu",
     "symhmm.chains.cpu_best",
     "symhmm.chains.cuda",
+    "symhmm.chains.filters",
     "symhmm.chains.paths",
     "triton",
     "xarray",

@@ -6,6 +6,7 @@ from symhmm.distributions.circular import VonMises, WrappedCauchy
 from symhmm.distributions.counts import NegativeBinomialMean
 from symhmm.distributions.positive import GammaMeanSd, TruncatedNormal
 from symhmm.distributions.unit import Beta, BetaMeanPrecision
+from symhmm.distributions.vectors import PartlyObservedNormal
 
 __all__ = [
     "Beta",
@@ -13,6 +14,7 @@ __all__ = [
     "GammaMeanSd",
     "Hurdle",
     "NegativeBinomialMean",
+    "PartlyObservedNormal",
     "TruncatedNormal",
     "VonMises",
     "WrappedCauchy",

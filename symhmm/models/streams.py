@@ -67,7 +67,7 @@ class Streams:
         return lines
 
     def check(self, data: SequenceData) -> None:
-        """Raise `DataError` if a stream is not there, or has no observation."""
+        """Raise `DataError` if a stream is not there, has no observation, or is of vectors."""
         for s in self.names:
             if s not in data.streams:
                 raise DataError(
@@ -77,6 +77,8 @@ class Streams:
                 )
             if not bool(data.observed[s].any()):
                 raise DataError(f"stream {s!r} is missing everywhere.", suggestion="leave it out of the model")
+            if data[s].dim() != data.mask.dim():
+                raise DataError(f"stream {s!r} is of vectors.", suggestion="one stream for each of its numbers")
 
     def clustered(self, data: SequenceData, number: int, seed: int = 0) -> Tensor:
         """Labels of cells by k-means on ranks of the streams, shape of the mask; -1 where nothing was observed.
