@@ -16,7 +16,8 @@ FLOORS: list[dict[str, str]] = [
     {"": "semiring graph", "distributions": "special chain circular positive unit counts atoms vectors"},
     {
         "chains": "layout reference jit careful joins simd transpose lane_steps lanes_forward lanes_backward passes sizes threads"
-        " places prepared cpu best_path cpu_best registered cuda operator best_lanes path_steps paths filter_steps filters"
+        " places prepared cpu segments best_path cpu_best registered cuda operator best_lanes path_steps paths"
+        " filter_steps filters"
     },
     {
         "capture": "names marks time_index tracking inputs loops records stack verify observations enumeration giving"
@@ -69,6 +70,7 @@ LATE = {
     "symhmm.chains.cuda",
     "symhmm.chains.filters",
     "symhmm.chains.paths",
+    "symhmm.chains.segments",
     "triton",
     "xarray",
 }

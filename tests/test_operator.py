@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
-from symhmm.chains.operator import chain_message
+from symhmm.chains.operator import chain_message, segment_count
 from symhmm.errors import ShapeError, SymhmmError
 from symhmm.semiring import LOG, MAX, Semiring
 
-STRATEGIES = ["kernel", "sequential", "scan"]
+STRATEGIES = ["kernel", "segments", "sequential", "scan"]
 
 
 def every_path(transition: Tensor, emission: Tensor, terminal: Tensor, length: int, semiring: Semiring) -> Tensor:
@@ -297,3 +297,23 @@ def test_sizes_that_do_not_fit(transition, emission, terminal):
 def test_unknown_strategy():
     with pytest.raises(SymhmmError, match="sequential"):
         chain_message(torch.zeros(1, 2, 2), strategy="fastest")
+
+
+def test_segments_keep_the_differences_between_states_over_a_hundred_thousand_steps():
+    generator = torch.Generator().manual_seed(3)
+    transition = torch.randn(3, 3, generator=generator).log_softmax(-1)[None].requires_grad_()
+    emission = (torch.randn(2, 100_000, 3, generator=generator) - 50).requires_grad_()
+    found = []
+    for strategy in ("kernel", "segments"):
+        message = chain_message(transition, emission, strategy=strategy)
+        found.append((message, *torch.autograd.grad(message.logsumexp(-1).sum(), (transition, emission))))
+    assert_close(found[1][0], found[0][0])
+    assert_close(found[1][1], found[0][1], rtol=1e-5, atol=1e-2)
+    assert_close(found[1][2], found[0][2], rtol=1e-5, atol=1e-5)
+
+
+def test_segments_keep_the_messages_of_one_at_a_time():
+    inputs = torch.zeros(1, 1, 8, 8), torch.zeros(1, 1000, 8), torch.zeros(1, 8)
+    message, ends = torch.ops.symhmm.chain_in_segments(*inputs, 1000, 10)
+    assert message.shape == (1, 8) and ends.shape == (1, 10, 8)
+    assert segment_count(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8), torch.zeros(1, 8), 10**8) == 12

@@ -5,7 +5,7 @@ import pytest
 import torch
 from funsor.domains import Bint
 
-from symhmm.compiler.plan import plan
+from symhmm.compiler.plan import choose_strategy, plan
 from symhmm.compiler.steps import ChainContract, Contract, PlateProduct
 from symhmm.errors import GraphError, IntractableError
 from symhmm.graph import Chain, ChainVariable, Factor, FactorGraph, Plate, Variable
@@ -140,3 +140,10 @@ def test_different_scales_of_connected_sites_are_refused():
     ).check()
     with pytest.raises(GraphError, match="different poutine"):
         plan(graph)
+
+
+def test_chains_whose_messages_outgrow_memory_make_them_again():
+    strategy, why, kept = choose_strategy("auto", 50, 1_000_000, 8, 1)
+    assert strategy == "segments" and "2.98 GiB" in why and kept < 50 * 1_000_000 * 8
+    assert choose_strategy("auto", 50, 1_000, 8, 1)[0] == "kernel"
+    assert choose_strategy("kernel", 50, 1_000_000, 8, 1)[0] == "kernel"

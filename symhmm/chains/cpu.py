@@ -9,19 +9,22 @@ from torch import Tensor
 
 from symhmm.chains.careful import careful_backward, careful_forward
 from symhmm.chains.passes import END, JOIN, RECURSION, UNITS
-from symhmm.chains.places import memory
+from symhmm.chains.places import LIKE, memory
 from symhmm.chains.prepared import Prepared, prepared
 from symhmm.chains.threads import part_count, run
 
 
 def forward(
-    transition: Tensor, emission: Tensor, terminal: Tensor, length: int
+    transition: Tensor, emission: Tensor, terminal: Tensor, length: int, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Message (*batch, S), and for the gradient: `Layout.messages`, `Layout.scales` and `Layout.links`."""
+    """Message (*batch, S), and for the gradient: `Layout.messages`, `Layout.scales` and `Layout.links`.
+
+    The message has the dtype of the terms, or another one.
+    """
     call = _prepared((transition, emission, terminal), length)
     layout = call.layout
     saved = layout.messages(transition), layout.scales(transition), layout.links(transition)
-    message = transition.new_empty(call.message_size)
+    message = transition.new_empty(call.message_size, dtype=dtype)
     if layout.chains == 0:
         return message, *saved
     shape, f, e, z, idles = call.forward_arguments
@@ -35,7 +38,7 @@ def forward(
         call.kernel("forward_pass"), UNITS if layout.blocks > 1 else JOIN, END,
         part_count(call.seconds, call.groups),
         shape, call.like, transition.data_ptr(), f, emission.data_ptr(), e, terminal.data_ptr(), z, idles, work,
-        (message.data_ptr(), saved[0].data_ptr(), saved[1].data_ptr(), saved[2].data_ptr()),
+        LIKE[message.dtype], (message.data_ptr(), saved[0].data_ptr(), saved[1].data_ptr(), saved[2].data_ptr()),
     )  # fmt: skip
     if flags[: layout.lanes].any():
         lost = np.flatnonzero(flags[: layout.lanes].reshape(-1, layout.blocks).any(-1))

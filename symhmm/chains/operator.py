@@ -1,16 +1,19 @@
 """The chain operator: a batch of hidden Markov chains contracted to a message over their initial states."""
 
 from collections.abc import Sequence
+from math import ceil, prod
 
 import torch
 from torch import Tensor
 
 from symhmm.chains import reference
-from symhmm.chains.registered import best, chain
+from symhmm.chains.layout import common_batch
+from symhmm.chains.registered import best, chain, chain_in_segments
 from symhmm.errors import ShapeError, SymhmmError
 from symhmm.semiring import LOG, MAX, Semiring
 
-STRATEGIES = ("auto", "kernel", "sequential", "scan")
+STRATEGIES = ("auto", "kernel", "segments", "sequential", "scan")
+BUDGET = 2**28  # bytes of messages that one segment may keep
 
 
 def chain_message(
@@ -41,8 +44,9 @@ def chain_message(
         history: how many previous states a step looks at.
         semiring: `LOG` sums over the paths, `MAX` takes the best one.
         strategy: ``kernel`` is the fused operator with an analytic first derivative (the reference stands in where
-            there is no kernel for the device, dtype or semiring); ``sequential`` and ``scan`` are the reference, which
-            can be differentiated any number of times; ``auto`` chooses.
+            there is no kernel for the device, dtype or semiring); ``segments`` is the same with a third more work and
+            memory for the messages of one segment at a time; ``sequential`` and ``scan`` are the reference, which can be
+            differentiated any number of times; ``auto`` is the kernel.
 
     A size of 1 along time or along a batch dimension means constant: the entry is read many times and never expanded,
     and its gradient is the sum over what shares it. Batch dimensions broadcast against each other.
@@ -63,14 +67,26 @@ def chain_message(
         raise SymhmmError(f"unknown chain strategy {strategy!r}.", suggestion=f"one of {', '.join(STRATEGIES)}")
     if length == 0:
         return reference.sequential(transition, emission, terminal, 0, history, semiring)
-    if strategy in ("auto", "kernel"):
+    if strategy in ("auto", "kernel", "segments"):
         kernel = {LOG: chain, MAX: best}.get(semiring)
         if kernel and transition.device.type == "cpu" and transition.dtype in (torch.float32, torch.float64):
-            message: Tensor = kernel(transition, emission, terminal, length)[0]
+            inputs = transition, emission, terminal, length
+            message: Tensor
+            if strategy == "segments" and semiring == LOG:
+                message = chain_in_segments(*inputs, segment_count(*inputs))[0]
+            else:
+                message = kernel(*inputs)[0]
             return message
         strategy = "scan" if transition.shape[-2] <= 16 else "sequential"
     contract = reference.sequential if strategy == "sequential" else reference.scan
     return contract(transition, emission, terminal, length, history, semiring)
+
+
+def segment_count(transition: Tensor, emission: Tensor, terminal: Tensor, length: int) -> int:
+    """Into how many segments a chain is cut so that the messages of each stay within `BUDGET`; at least 2 if it can be."""
+    rows = common_batch(transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1])
+    wanted = ceil(prod(rows) * length * transition.shape[-2] * transition.dtype.itemsize / BUDGET)
+    return min(length, max(2, wanted))
 
 
 def _align(

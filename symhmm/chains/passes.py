@@ -23,7 +23,8 @@ def _share(count, part, parts):
 
 @kernel
 def forward_pass(
-    first, last, part, parts, shape, like, transition_at, f, emission_at, e, terminal_at, z, idles, work, saved_at,
+    first, last, part, parts, shape, like, transition_at, f, emission_at, e, terminal_at, z, idles, work, message_like,
+    saved_at,
 ):  # fmt: skip
     """Messages of all chains, from the end to the start.
 
@@ -35,6 +36,7 @@ def forward_pass(
         idles: the lanes, and the lanes of the units, that have one step less.
         work: messages in float64 at the ends of the lanes and of the units, at their starts, and what marks lanes in
             which a message was lost.
+        message_like: a number of the type in which the message is written.
         saved_at: addresses of the message, and of what is kept for the gradient: messages, scales, links.
     """
     size, rest, steps, chains, blocks, lanes, unit_lanes = shape
@@ -64,7 +66,7 @@ def forward_pass(
                 like, transition_at, f[0], f[2], f[3], f[4], f[5], emission_at, e[0], e[2], e[3],
                 ending, True, messages_at, scales_at, starts, flags,
             )  # fmt: skip
-            message = numbers_at(message_at, like)
+            message = numbers_at(message_at, message_like)
             for b in range(-(-low * width // blocks), min(chains, -(-high * width // blocks))):
                 for s in range(states):
                     message[b * states + s] = starts[s * lanes + b * blocks]

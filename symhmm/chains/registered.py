@@ -41,6 +41,26 @@ def chain_backward(
     return cpu.backward(weight, transition, emission, terminal, messages, scales, links, length)
 
 
+@torch.library.custom_op("symhmm::chain_in_segments", mutates_args=(), device_types="cpu")
+def chain_in_segments(
+    transition: Tensor, emission: Tensor, terminal: Tensor, length: int, segments: int
+) -> tuple[Tensor, Tensor]:
+    """The message, and the messages (*batch, segments, S) from which the gradient makes the others again."""
+    from symhmm.chains import segments as cpu
+
+    return cpu.forward(transition, emission, terminal, length, segments)
+
+
+@torch.library.custom_op("symhmm::chain_in_segments_backward", mutates_args=(), device_types="cpu")
+def chain_in_segments_backward(
+    weight: Tensor, transition: Tensor, emission: Tensor, terminal: Tensor, ends: Tensor, length: int, segments: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of ``(weight * message).sum()`` in the shapes of transition, emission and terminal."""
+    from symhmm.chains import segments as cpu
+
+    return cpu.backward(weight, transition, emission, terminal, ends, length, segments)
+
+
 @torch.library.custom_op("symhmm::best", mutates_args=(), device_types="cpu")
 def best(transition: Tensor, emission: Tensor, terminal: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """The message in the max semiring, and the best next state (*batch, n, S) at every step, -1 where there is none."""
@@ -67,6 +87,12 @@ def _(transition: Tensor, emission: Tensor, terminal: Tensor, length: int) -> tu
     return message, layout.messages(transition), layout.scales(transition), layout.links(transition)
 
 
+@chain_in_segments.register_fake
+def _(transition: Tensor, emission: Tensor, terminal: Tensor, length: int, segments: int) -> tuple[Tensor, ...]:
+    batch, states = common_batch(transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1]), transition.shape[-2]
+    return transition.new_empty([*batch, states]), transition.new_empty([*batch, segments, states])
+
+
 @best.register_fake
 def _(transition: Tensor, emission: Tensor, terminal: Tensor, length: int) -> tuple[Tensor, ...]:
     batch, states = common_batch(transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1]), transition.shape[-2]
@@ -78,8 +104,8 @@ def _fake_gradients(weight: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.length = inputs
-    ctx.save_for_backward(*tensors, *output[1:])
+    ctx.save_for_backward(*inputs[:3], *output[1:])
+    ctx.counts = inputs[3:]
     # Only the message is a result; without this zeros as large as the saved messages would be made for the others.
     ctx.set_materialize_grads(False)
 
@@ -101,24 +127,23 @@ def _register(forward: Any, backward: Any, outputs: int) -> None:
 
     def gradient(ctx: Any, weight: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
         if weight is None:
-            return (None,) * 4
-        return (*backward(weight, *ctx.saved_tensors, ctx.length), None)
+            return (None,) * (3 + len(ctx.counts))
+        return (*backward(weight, *ctx.saved_tensors, *ctx.counts), *(None for _ in ctx.counts))
 
     def batched(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        *tensors, length = args
-        inputs = [_leading(x, d) for x, d in zip(tensors, in_dims[:-1], strict=True)]
-        return forward(*inputs, length), (0,) * outputs
+        inputs = [_leading(x, d) for x, d in zip(args[:3], in_dims[:3], strict=True)]
+        return forward(*inputs, *args[3:]), (0,) * outputs
 
     def batched_gradient(
         info: Any, in_dims: tuple[int | None, ...], *args: Any
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        *tensors, length = args
+        tensors = [x for x in args if isinstance(x, Tensor)]
         # Every member gets its own gradient, also of an input that they share: expand it, which costs no memory.
         inputs = [
             _leading(x, d).expand(info.batch_size, *[-1] * (x.dim() - (d is not None)))
-            for x, d in zip(tensors, in_dims[:-1], strict=True)
+            for x, d in zip(tensors, in_dims, strict=False)
         ]
-        return backward(*inputs, length), (0, 0, 0)
+        return backward(*inputs, *args[len(tensors) :]), (0, 0, 0)
 
     backward.register_fake(_fake_gradients)
     forward.register_autograd(gradient, setup_context=_setup)
@@ -128,4 +153,5 @@ def _register(forward: Any, backward: Any, outputs: int) -> None:
 
 
 _register(chain, chain_backward, outputs=4)
+_register(chain_in_segments, chain_in_segments_backward, outputs=2)
 _register(best, best_backward, outputs=2)

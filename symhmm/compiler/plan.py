@@ -12,7 +12,8 @@ from symhmm.graph import Chain, FactorGraph
 MEMORY_LIMIT = 8 * 2**30
 T = TypeVar("T")
 
-STRATEGIES = ("auto", "kernel", "sequential", "scan")
+STRATEGIES = ("auto", "kernel", "segments", "sequential", "scan")
+KEPT = 2**30  # bytes of messages above which a chain makes them again in its gradient, instead of keeping all
 
 
 def plan(
@@ -30,7 +31,8 @@ def plan(
 
     Args:
         keep: plates that stay in the result (one term per member); empty for the total.
-        strategy: how chains are contracted: ``auto``, ``kernel``, ``sequential`` or ``scan``.
+        strategy: how chains are contracted: ``auto``, ``kernel``, ``segments``, ``sequential`` or ``scan``; see
+            `symhmm.chains.operator.chain_message`.
         memory_limit: bytes that the largest step may take.
 
     Raises:
@@ -148,8 +150,8 @@ class _Planner:
         varying = any(chain.axis in o.inputs for o in transition)
         own_rows = prod(outside[k] for k in {k for o in transition for k in o.inputs if k in outside})
         # Stored between the value and the gradient: messages per row, step and state, and the transition factor itself.
-        elements = rows * chain.length * states**lag + own_rows * (chain.length if varying else 1) * states ** (lag + 1)
-        strategy, why = choose_strategy(self.strategy, rows, chain.length, states, lag)
+        strategy, why, kept = choose_strategy(self.strategy, rows, chain.length, states, lag)
+        elements = kept + own_rows * (chain.length if varying else 1) * states ** (lag + 1)
         step = ChainContract(
             _ids(group), chain.axis, chain.length, lag, initial, previous, current, _ids(transition), _ids(emission),
             batch, strategy, result, rows * chain.length * states ** (lag + 1), elements, why,
@@ -218,16 +220,38 @@ class _Planner:
         return self.graph.variables[variable].site or variable
 
 
-def choose_strategy(wanted: str, rows: int, length: int, states: int, history: int) -> tuple[str, str]:
-    """The chain strategy for a size, and the reason in words.
+def choose_strategy(wanted: str, rows: int, length: int, states: int, history: int) -> tuple[str, str, int]:
+    """The chain strategy for a size, the reason in words, and how many numbers it keeps for the gradient.
+
+    On a CPU the kernel is the fastest at every size that was measured (docs/performance.md); what it needs to be told is
+    when its messages outgrow the memory.
 
     >>> choose_strategy("auto", 20, 1800, 3, 1)
-    ('kernel', '20 rows x 1800 steps x 3 states, history 1')
+    ('kernel', '20 rows x 1800 steps x 3 states, history 1; about 0.55 ms', 108000)
+    >>> choose_strategy("auto", 50, 1_000_000, 8, 1)[:2]
+    ('segments', '50 rows x 1000000 steps x 8 states, history 1; about 1.6 s; 2.98 GiB of messages made twice')
     """
-    size = f"{rows} rows x {length} steps x {states} states, history {history}"
-    if wanted != "auto":
-        return wanted, f"asked for; {size}"
-    return "kernel", size
+    size, kept = f"{rows} rows x {length} steps x {states} states, history {history}", rows * length * states**history
+    if wanted not in ("auto", "segments"):
+        why = (
+            f"asked for; {size}"
+            if wanted != "kernel"
+            else f"asked for; {size}; about {_time(rows, length, states, history)}"
+        )
+        return wanted, why, kept
+    if wanted == "segments" or 8 * kept > KEPT:
+        asked = "asked for; " if wanted == "segments" else ""
+        again = _time(rows, length, states, history, passes=4)
+        return "segments", f"{asked}{size}; about {again}; {in_bytes(8 * kept)} of messages made twice", KEPT // 8
+    return "kernel", f"{size}; about {_time(rows, length, states, history)}", kept
+
+
+def _time(rows: int, length: int, states: int, history: int, passes: int = 3) -> str:
+    """Rough time of value and gradient by the kernel on one core, as measured in float32 (benchmarks/strategies.py)."""
+    moves = states ** (history + 1)
+    lanes = max(1.0, rows / 16) if rows > 1 else 0.25
+    seconds = passes * 0.37e-9 * length * lanes * (25 * states + 0.6 * moves + 100) + 1e-4
+    return f"{seconds:.2g} s" if seconds >= 1 else f"{seconds * 1e3:.2g} ms"
 
 
 def _component_scales(graph: FactorGraph, alias: Mapping[str, str]) -> dict[str, float]:

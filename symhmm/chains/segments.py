@@ -1,0 +1,58 @@
+"""The chain operator on the CPU within a memory budget: messages are kept where segments meet, and made again inside."""
+
+import torch
+from torch import Tensor
+
+from symhmm.chains import cpu
+from symhmm.chains.layout import common_batch
+from symhmm.chains.threads import cut
+
+
+def forward(
+    transition: Tensor, emission: Tensor, terminal: Tensor, length: int, segments: int
+) -> tuple[Tensor, Tensor]:
+    """Message (*batch, S), and the message at the end of each segment (*batch, segments, S), largest 0.
+
+    One level of the checkpoints of Griewank and Walther (2000), "Algorithm 799: revolve".
+    """
+    batch = common_batch(transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1])
+    message = terminal.expand(*batch, terminal.shape[-1]).double()
+    offset = message.new_zeros(*batch, 1)
+    ends = transition.new_empty(*batch, segments, terminal.shape[-1])
+    for k, (first, last) in reversed(list(enumerate(cut(length, segments)))):
+        # What is added to all states is kept apart: a sum over a million steps would drown the differences between them.
+        peak = message.amax(-1, keepdim=True)
+        peak = torch.where(peak > -torch.inf, peak, 0)
+        offset += peak
+        ends[..., k, :] = message - peak
+        message = cpu.forward(
+            *_between(transition, emission, first, last), ends[..., k, :], last - first, torch.float64
+        )[0]
+    return (message + offset).to(ends.dtype), ends
+
+
+def backward(
+    weight: Tensor, transition: Tensor, emission: Tensor, terminal: Tensor, ends: Tensor, length: int, segments: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of ``(weight * message).sum()`` in the shapes of transition, emission and terminal."""
+    to_transition, to_emission = torch.zeros_like(transition), torch.zeros_like(emission)
+    batch = common_batch(transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1])
+    ends = ends.expand(*batch, *ends.shape[-2:])
+    for k, (first, last) in enumerate(cut(length, segments)):
+        inputs = (*_between(transition, emission, first, last), ends[..., k, :])
+        _, messages, scales, links = cpu.forward(*inputs, last - first)
+        g_transition, g_emission, weight = cpu.backward(weight, *inputs, messages, scales, links, last - first)
+        for total, part in zip(
+            _between(to_transition, to_emission, first, last), (g_transition, g_emission), strict=True
+        ):
+            total += part
+    return to_transition, to_emission, weight.sum_to_size(terminal.shape).contiguous()
+
+
+def _between(transition: Tensor, emission: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
+    """The terms of some steps, or the whole of what is constant over time."""
+    count = last - first
+    return (
+        transition.narrow(-3, first, count) if transition.shape[-3] > 1 else transition,
+        emission.narrow(-2, first, count) if emission.shape[-2] > 1 else emission,
+    )
