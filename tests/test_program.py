@@ -247,10 +247,19 @@ def test_a_plate_that_opens_only_inside_another_after_a_state_was_summed() -> No
                 z = pyro.sample("z", dist.Categorical(TRANSITION[kind]))
                 pyro.sample("y", dist.Normal(LOC[z], 1.0), obs=y)
 
+    def in_its_own_code(y):
+        with pyro.plate("animal", 4, dim=-1):
+            kind = pyro.sample("kind", dist.Categorical(torch.tensor([0.3, 0.7])))
+            with pyro.plate("session", 3, dim=-2):
+                each = torch.stack([dist.Normal(LOC[k], 1.0).log_prob(y) for k in range(2)]).exp()
+                row = TRANSITION[kind]
+                pyro.factor("y", (row[..., 0] * each[0] + row[..., 1] * each[1]).log())
+
     by_kind = torch.stack([dist.Normal(LOC[k], 1.0).log_prob(y) for k in range(2)]).exp()
     each = torch.einsum("kz,zsn->ksn", TRANSITION, by_kind).log().sum(1)
     wanted = (each + torch.tensor([0.3, 0.7]).log()[:, None]).logsumexp(0).sum()
     assert_close(enumerate_joint(capture(late, (y,))), wanted)
+    assert_close(enumerate_joint(capture(in_its_own_code, (y,))), wanted)
 
 
 def test_plates_that_clash() -> None:

@@ -1,6 +1,5 @@
 """`capture`: a Pyro program in, its factor graph out. The only door to Pyro's handlers."""
 
-import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -115,6 +114,18 @@ class _Call:
         self.program(*self.args, **self.kwargs)
 
 
+class _Plates(list[Any]):
+    """Pyro's list of the dimensions of open plates, which remembers how deep it was."""
+
+    def __init__(self, plates: list[Any]) -> None:
+        super().__init__(plates)
+        self.deepest = len(plates)
+
+    def append(self, plate: Any) -> None:
+        super().append(plate)
+        self.deepest = max(self.deepest, len(self))
+
+
 class _Entered(Exception):
     """An exception came out of the program after a loop body had been run for all steps at once."""
 
@@ -202,6 +213,8 @@ def _run(call: _Call, recipe: Recipe, schedule: Schedule | None = None) -> Resul
     MarkovMessenger.__iter__ = lambda markov: runner.iterate(markov)  # type: ignore[method-assign]
     call.inputs.restart()
     _set_validation(validate)
+    before_plates = _DIM_ALLOCATOR._stack
+    plates = _DIM_ALLOCATOR._stack = _Plates(before_plates)
     try:
         with tracker, sites:
             call()
@@ -211,7 +224,10 @@ def _run(call: _Call, recipe: Recipe, schedule: Schedule | None = None) -> Resul
         error.args = (position.names.readable(str(error)),)
         raise
     except Exception as error:
-        _explain(error, recipe.max_plate_nesting)
+        # A state that is summed may stand in a dimension that a plate opened later wants: the program fails in its own code.
+        if plates.deepest > recipe.max_plate_nesting:
+            raise DeeperPlates(plates.deepest) from error
+        _explain(error)
         if runner.entered:
             raise _Entered from error
         raise
@@ -219,6 +235,7 @@ def _run(call: _Call, recipe: Recipe, schedule: Schedule | None = None) -> Resul
         runner.close()
         call.history = max((loop.history for loop in runner.loops.values()), default=0)
         MarkovMessenger.__iter__ = before  # type: ignore[method-assign]
+        _DIM_ALLOCATOR._stack = before_plates
     if runner.incomplete:
         raise NotVectorisable("the loop is left before its end")
     _refuse_changed(sites.used)
@@ -234,12 +251,8 @@ def _refuse_changed(used: list[tuple[str, Tensor, int]]) -> None:
         )
 
 
-def _explain(error: Exception, nesting: int) -> None:
+def _explain(error: Exception) -> None:
     """Pyro's own complaint about plates, as one of ours."""
-    if isinstance(error, ValueError) and (found := re.match(r"Shape mismatch inside plate.* dim -(\d+),", str(error))):
-        # An enumerated state stands where a plate comes that opens deeper than any before it; Pyro sees that first.
-        if (depth := int(found[1])) > nesting:
-            raise DeeperPlates(depth) from error
     if isinstance(error, ValueError) and "collide at dim" in str(error):
         raise ShapeError(
             "two plates use the same dimension.",
