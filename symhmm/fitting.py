@@ -15,7 +15,7 @@ from symhmm import components, effects
 from symhmm.compiler.density import Density, compile
 from symhmm.errors import FitError
 from symhmm.graph import FactorGraph
-from symhmm.infer import em, laplace_fit, mle, svi
+from symhmm.infer import em, laplace_fit, mle, nuts, svi
 from symhmm.infer.information import Information, count_observations, delta, information, standard_errors
 from symhmm.infer.laplace import laplace
 from symhmm.infer.target import Target, target
@@ -29,6 +29,7 @@ METHODS: dict[str, Callable[..., Estimate]] = {
     "em": em.run,
     "svi": svi.run,
     "laplace": laplace_fit.run,
+    "nuts": nuts.run,
 }
 AFFORDABLE = 400  # free coordinates up to which standard errors are computed
 DRAWS = 1000  # of the posterior, for means and intervals on the natural scale

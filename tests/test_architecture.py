@@ -31,11 +31,12 @@ FLOORS: list[dict[str, str]] = [
     },
     {
         "infer": "progress restrict target lbfgs starts checkpoint information profile guide bound verdict warm mle svi minibatch"
-        " metric laplace_members laplace laplace_exact laplace_fit closed_forms expectation em noncentred draws nuts"
+        " metric laplace_members laplace laplace_exact laplace_fit closed_forms expectation em noncentred whiten"
+        " moving sampler draws pilot nuts"
     },
     {"": "datasets simulators questions effects components summary fitting plots saved"},
     {
-        "models": "emissions spec inputs template starts order model_fit mixed_hmm base streams hmm gaussian mixture regression"
+        "models": "emissions spec inputs template starts order model_fit mixed_hmm glm_hmm base streams hmm gaussian mixture regression"
         " semi_markov continuous_time recapture"
     },
     {"": "report cli"},

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ LOG_LIKELIHOOD = "log-likelihood"
 LOG_POSTERIOR = "log-posterior density"
 ELBO = "ELBO (lower bound of the log-likelihood)"
 ELBO_EVIDENCE = "ELBO (lower bound of the log-evidence)"
+MEAN_LOG_POSTERIOR = "log-posterior density, mean of the draws"
 LAPLACE = "log-likelihood (Laplace)"
 LAPLACE_POSTERIOR = "log-posterior density (effects by Laplace)"
 
@@ -127,6 +128,25 @@ class Normal:
     scale_tril: Tensor
 
 
+class Drawable(Protocol):
+    """A posterior of any kind; ``blocks`` are empty where it is none of normal distributions."""
+
+    @property
+    def vector(self) -> Tensor:
+        """Points, and the middles of what has a distribution, shape (size,)."""
+
+    @property
+    def blocks(self) -> tuple[Normal, ...]:
+        """Independent normal distributions of which it is made."""
+
+    @property
+    def sd(self) -> Tensor:
+        """Standard deviation of each unconstrained coordinate, shape (size,); zero for points."""
+
+    def sample(self, draws: int, seed: int = 0) -> Tensor:
+        """Unconstrained vectors, shape (draws, size); the same for the same seed."""
+
+
 @dataclass(frozen=True)
 class Posterior:
     """Approximate posterior of the continuous latents: normal blocks in the unconstrained space; parameters are points.
@@ -195,7 +215,7 @@ class Estimate:
     counts: Mapping[str, int]
     optima: Optima = Optima()
     error: float = 0.0
-    posterior: Posterior | None = None
+    posterior: Drawable | None = None
     marginal: tuple[float, float] | None = None
     fixed: tuple[str, ...] = ()
     tie: tuple[tuple[str, ...], ...] = ()
