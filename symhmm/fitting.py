@@ -18,6 +18,7 @@ from symhmm.graph import FactorGraph
 from symhmm.infer import em, laplace_fit, mle, nuts, svi
 from symhmm.infer.information import Information, count_observations, delta, information, standard_errors
 from symhmm.infer.laplace import laplace
+from symhmm.infer.profile import Profile, profile
 from symhmm.infer.target import Target, target
 from symhmm.questions import Questions
 from symhmm.summary import Summary, criterion, summary
@@ -207,6 +208,19 @@ class Fit(Questions):
                 return torch.full_like(f(self.values), torch.nan)
         others = {n: self.values[n] for n in self.estimate.integrated}
         return delta(self._target, self._target.start, found, lambda v: f({**v, **others}))
+
+    def profile(self, name: str, *, level: float = 0.95) -> Profile:
+        """Profile likelihood of one value, ``"tau"`` or ``"loc[0]"``, with its interval; see `symhmm.infer.profile.profile`.
+
+        Raises:
+            FitError: no such value, or no maximum to move away from (after ``svi`` or ``nuts``).
+        """
+        if self.estimate.posterior is not None and not self.estimate.integrated:
+            raise FitError(
+                f"method={self.estimate.method!r} has no maximum, and so no profile likelihood.",
+                suggestion="fit.fixed_effects() has intervals; method='mle' or 'laplace' has a maximum",
+            )
+        return profile(self._target, name, level=level)
 
     def summary(self) -> Summary:
         """Everything above on one page; ``print(fit.summary())``."""

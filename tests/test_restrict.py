@@ -136,3 +136,9 @@ def test_coordinates_and_back():
 def test_what_cannot_be_restricted_is_refused_before_any_work(options, text):
     with pytest.raises(FitError, match=text):
         fit(lumps, touching(), method="mle", **options)
+
+
+def test_delta_method_of_what_is_tied():
+    tied = fit(lumps, touching(), method="mle", tie=[("scale[0]", "scale[1]")], tolerance=1e-9)
+    twice = tied.delta(lambda v: v["scale"].sum())
+    assert twice.item() == pytest.approx(2 * tied.standard_errors["scale"][0].item(), rel=1e-6)

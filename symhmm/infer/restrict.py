@@ -82,7 +82,7 @@ def restriction(
     for members in groups:
         if len(members) < 2:
             raise FitError(f"tie= has a group of one: {', '.join(members)!r}.", suggestion='tie=[("loc[0]", "loc[1]")]')
-        rows = [_positions(known, m, "tie=") for m in members]
+        rows = [positions(known, m, "tie=") for m in members]
         _check_tie(members, rows)
         for row in rows[1:]:
             for a, b in zip(rows[0][1].flatten().tolist(), row[1].flatten().tolist(), strict=True):
@@ -107,8 +107,8 @@ def _ordered(known: Mapping[str, Entry], asked: Mapping[str, int]) -> list[list[
     """Positions in the whole vector that increase, one list for each line along an axis."""
     out = []
     for name, axis in asked.items():
-        entry, where = _positions(known, name, "order=")
-        if not _elementwise(entry) or not where.dim() or not -where.dim() <= axis < where.dim():
+        entry, where = positions(known, name, "order=")
+        if not elementwise(entry) or not where.dim() or not -where.dim() <= axis < where.dim():
             raise FitError(
                 f"order= cannot order {name!r} along axis {axis}.",
                 details=[f"shape {entry.shape}, support {entry.constraint}"],
@@ -121,18 +121,27 @@ def _ordered(known: Mapping[str, Entry], asked: Mapping[str, int]) -> list[list[
     return out
 
 
-def _positions(known: Mapping[str, Entry], text: str, option: str) -> tuple[Entry, Tensor]:
-    """The entry that ``text`` names, and the positions in the whole vector of the part of it."""
+def positions(known: Mapping[str, Entry], text: str, option: str, *, event: bool = False) -> tuple[Entry, Tensor]:
+    """The entry that ``text`` names, and the positions of that part of it in the whole vector.
+
+    With ``event``, the part may be of one event (an element of a simplex), and positions are those in the flat value.
+
+    Raises:
+        FitError: there is no such entry or part; ``option`` is where it was asked for.
+    """
     found = _ELEMENT.fullmatch(text) if text not in known else None
     name = found[1] if found else text
     if name not in known:
         raise FitError(f"{option} names {name!r}, which is not fitted.", details=[f"fitted: {', '.join(known)}"])
     entry = known[name]
+    whole = elementwise(entry)
     where = torch.arange(entry.start, entry.stop).reshape(entry.free_shape)
+    if event and not whole:
+        where = torch.arange(int(torch.Size(entry.shape).numel())).reshape(entry.shape)
     if not found:
         return entry, where
     index = tuple(_index(part.strip()) for part in found[2].split(",") if part.strip())
-    most = len(entry.shape) - (0 if _elementwise(entry) else max(entry.constraint.event_dim, 1))
+    most = len(entry.shape) - (0 if whole or event else max(entry.constraint.event_dim, 1))
     try:
         if len(index) > most:
             raise IndexError
@@ -149,7 +158,8 @@ def _index(part: str) -> int | slice:
     return slice(None) if ":" in part else int(part)
 
 
-def _elementwise(entry: Entry) -> bool:
+def elementwise(entry: Entry) -> bool:
+    """Whether each element has a coordinate of its own."""
     return entry.free_shape == entry.shape and entry.transform.domain.event_dim == 0
 
 
