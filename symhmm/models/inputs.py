@@ -83,12 +83,17 @@ class Bound:
 
     def varies(self, block: Block) -> bool:
         """Whether the linear predictor changes in time."""
-        d, lead = block.design, self.data.mask.dim()
+        d = block.design
         if d is None:
             return False
-        used = [self.inputs.x[c.expr] for c in (d.fixed, *(g.coding for g in d.groups)) if c.expr in self.inputs.x]
-        codes = [self.inputs.code[g.group.name] for g in d.groups if g.group.name in self.inputs.code]
-        return any(x.dim() == lead + 1 for x in used) or any(c.dim() == lead for c in codes)
+        x = [c.expr for c in (d.fixed, *(g.coding for g in d.groups))]
+        return any(self.moves("x", e) for e in x) or any(self.moves("code", g.group.name) for g in d.groups)
+
+    def moves(self, kind: str, name: str) -> bool:
+        """Whether a design matrix (``kind`` x) or codes of groups (code) have a time axis."""
+        if kind == "x":
+            return name in self.inputs.x and self.inputs.x[name].dim() == self.data.mask.dim() + 1
+        return name in self.inputs.code and self.inputs.code[name].dim() == self.data.mask.dim()
 
 
 def bind(spec: Spec, data: SequenceData, like: Bound | None = None) -> Bound:

@@ -32,7 +32,7 @@ def new_order(bound: Bound, values: Mapping[str, Tensor], by: str | None) -> Ten
         return None
     by = by or next(iter(spec.emissions))
     known = {p.name: p for p in spec.parameters}
-    first = [n for n in known if n == by or (by in spec.emissions and n.rpartition(".")[0] == by)]
+    first = [n for n in known if n == by or (by in spec.emissions and n.rpartition(".")[0] == by and n != f"{by}.zero")]
     if not first:
         return None
     b = bound.blocks[first[0]][0]

@@ -14,6 +14,7 @@ from symhmm.models.template import corr_name, correlated, sd_name
 LEAVE = -2.0  # logit of leaving a state for another, where a fit begins
 SPREAD = 0.3  # standard deviation of random effects there, on the scale of a link
 MOST_ROWS = 20_000  # for clustering
+TIES = 1e-3  # of the range of ranks
 
 
 def starting_values(bound: Bound, seed: int = 0, order_by: str | None = None) -> dict[str, Tensor]:
@@ -133,6 +134,9 @@ def _natural(bound: Bound, seed: int, order_by: str | None) -> dict[str, Tensor]
     for (stream, family), y in zip(spec.emissions.items(), rows, strict=True):
         groups = [y[(label == j) & np.isfinite(y)] for j in range(k)]
         groups = [g if len(g) > 2 else y[np.isfinite(y)] for g in groups]
+        if family.linked and bound.blocks[f"{stream}.prob"][0].design is not None:
+            # Outcomes say little of their state by themselves where inputs explain them.
+            groups = [y[np.isfinite(y)]] * k
         if family.name == "categorical":
             shape = bound.blocks[f"{stream}.prob"][0].shape
             levels = shape[-1] + (bound.blocks[f"{stream}.prob"][0].design is not None)
@@ -166,6 +170,8 @@ def _clusters(bound: Bound, seed: int) -> tuple[NDArray[np.int64], list[Array]]:
     if k == 1:
         return np.zeros(len(table), dtype=np.int64), rows
     rng = np.random.default_rng(seed)
+    # Ties, of a stream with two values say, would leave clusters empty.
+    table = table + TIES * rng.standard_normal(table.shape)
     some = rng.choice(len(table), MOST_ROWS, replace=False) if len(table) > MOST_ROWS else np.arange(len(table))
     centres, _ = kmeans2(table[some], k, minit="++", seed=seed, missing="warn")
     return ((table[:, None] - centres) ** 2).sum(-1).argmin(-1), rows

@@ -17,6 +17,7 @@ CONSTRAINTS = {"log": "constraints.positive", "logit": "constraints.unit_interva
 INVERSE = {"identity": "{}", "log": "({}).exp()", "logit": "({}).sigmoid()"}
 PRIORS = {"identity": "dist.Normal", "log": "dist.LogNormal", "logit": "dist.Beta", "softmax": "dist.Dirichlet"}
 INDENT = "    "
+ROW = "\0"  # stands for the index of the row in lines that are repeated for each step
 
 
 def source(bound: Bound, prior: Mapping[str, Any] | None = None) -> str:
@@ -97,7 +98,8 @@ class _Writer:
         self.k = len(self.spec.states)
         self.head: list[str] = []  # free values
         self.plates: dict[str, list[str]] = {}  # effects by plate
-        self.etas: list[str] = []  # linear predictors
+        self.etas: list[str] = []  # linear predictors that do not change in time
+        self.steps: dict[str, list[str]] = {}  # those that do, by predictor
         self.where: dict[str, str] = {}  # value of each predictor in a program
         self.used: dict[str, str] = {}  # Python names that are taken
 
@@ -188,11 +190,12 @@ class _Writer:
             return
         names = [self._linear(b) for b in blocks]
         v = self._variable(f"{p.name} logits" if p.name in ("transitions", "initial") else f"{p.name} value")
+        lines = []
         if len(p.formulas) == 1:
             eta = names[0]
         else:
             cells = self._variable(f"{p.name} cells")
-            self.etas += [
+            lines += [
                 f"{cells} = [",
                 *(f"{INDENT}{n},  # {_plain(c)}" for n, c in zip(names, p.cells, strict=True)),
                 "]",
@@ -200,12 +203,16 @@ class _Writer:
             eta = f"torch.stack(torch.broadcast_tensors(*{cells}), -1)"
             eta += f".unflatten(-1, {p.shape})" if len(p.shape) > 1 else ""
         if p.link == "softmax" and p.name != "transitions":
-            self.etas += [f"{v} = {eta}", f"{v} = torch.cat([torch.zeros_like({v}[..., :1]), {v}], -1)"]
+            lines += [f"{v} = {eta}", f"{v} = torch.cat([torch.zeros_like({v}[..., :1]), {v}], -1)"]
         elif p.link == "softmax" or (p.link == "logit" and self._family(p).linked):
-            self.etas.append(f"{v} = {eta}")
+            lines.append(f"{v} = {eta}")
         else:
-            self.etas.append(f"{v} = {INVERSE[p.link].format(eta)}")
+            lines.append(f"{v} = {INVERSE[p.link].format(eta)}")
         self.where[p.name] = v
+        if any(self.bound.varies(b) for b in blocks):
+            self.steps[p.name] = lines
+        else:
+            self.etas += lines
 
     def _family(self, p: Predictor) -> Any:
         return self.spec.emissions[p.name.rpartition(".")[0]]
@@ -222,7 +229,7 @@ class _Writer:
             coefficients = self._free(
                 b.name, "", "dist.Normal", len(b.shape) + slopes, f"{scale} scale: {', '.join(d.columns)}"
             )
-            x = f"data.x[{_quoted(d.fixed.expr)}]"
+            x = self._rows("x", d.fixed.expr)
             parts.append(f'torch.einsum("...p,{ij}p->...{ij}", {x}, {coefficients})' if slopes else coefficients)
         for g in d.groups:
             name, plate = effect_name(b, g), g.group.name
@@ -237,44 +244,40 @@ class _Writer:
             u = self._variable(name)
             made += f".to_event({events})" if events else ""
             self.plates.setdefault(plate, []).append(f"{u} = pyro.sample({_quoted(name)}, {made})")
-            each = u if self.bound.kinds[plate] != OTHER else f"{u}[data.code[{_quoted(plate)}]]"
-            x = f"data.x[{_quoted(g.coding.expr)}]"
+            each = u if self.bound.kinds[plate] != OTHER else f"{u}[{self._rows('code', plate)}]"
+            x = "" if g.coding.constant else self._rows("x", g.coding.expr)
             parts.append(f'torch.einsum("...q,...{ij}q->...{ij}", {x}, {each})' if slopes else each)
         return " + ".join(parts)
 
+    def _rows(self, kind: str, name: str) -> str:
+        """A design matrix or codes of groups, with a place for the row where they change in time."""
+        moving = self.bound.moves(kind, name)
+        return f"data.{kind}[{_quoted(name)}]{ROW if moving else ''}"
+
     def _loop(self) -> list[str]:
-        kind, v = self.spec.initial, self.where.get("transitions", "torch.zeros(1, 0)")
-        moving = any(self.bound.varies(b) for b in self.bound.blocks["transitions"])
-        lines = []
-        if self.k > 1:
-            lines.append(f"logits = with_zero_diagonal({v})  # from, to")
-        first = f"logits{'[0]' if moving else ''}.softmax(-1)"
-        initial = {
-            "stationary": f"probs=stationary_distribution({first})" if self.k > 1 else "probs=torch.ones(1)",
-            "uniform": "probs=torch.ones(K, dtype=torch.float64) / K",
-            "fixed": 'probs=start["initial"]',
-        }
-        if kind == "free":
-            self._free("initial", CONSTRAINTS["softmax"], "dist.Dirichlet", 0)
-            begin = "probs=initial"
-        elif kind == "formula":
-            assert self.spec.start is not None
-            begin = f"logits={self._at('initial', '0')}"
-        else:
-            begin = initial[kind]
-        if kind == "stationary" and self.k > 1:
-            lines.append(f"initial_ = {begin.removeprefix('probs=')}")
-            begin = "probs=initial_"
-        step = "t" if self.spec.timing == "to" else "t - 1"
-        move = f"Vindex(logits[{step}])" if moving else "Vindex(logits)"
-        steps = [
-            "if t == 0:",
-            f'{INDENT}z = pyro.sample("z_0", dist.Categorical({begin}))',
-            "else:",
-            f'{INDENT}z = pyro.sample(f"z_{{t}}", dist.Categorical(logits={move}[..., z, :]))',
-        ]
+        lines: list[str] = []
+        # Only design matrices are indexed by the step, never what depends on a parameter: gradients stay small.
+        row = "t" if self.spec.timing == "to" else "t - 1"
+        logits = f"logits = with_zero_diagonal({self.where.get('transitions', '')})  # from, to"
+        moving = self.steps.get("transitions", [])
         if self.k == 1:
             steps = ['z = pyro.sample(f"z_{t}", dist.Categorical(probs=torch.ones(1)))']
+        else:
+            lines += [] if moving else [logits]
+            first = [*_at(moving, "0"), logits] if moving and self.spec.initial == "stationary" else []
+            steps = [
+                "if t == 0:",
+                *_in(
+                    [
+                        *first,
+                        *_at(self.steps.get("initial", []), "0"),
+                        f'z = pyro.sample("z_0", dist.Categorical({self._begin()}))',
+                    ]
+                ),
+                "else:",
+                *_in([*_at(moving, row), *([logits] if moving else [])]),
+                f'{INDENT}z = pyro.sample(f"z_{{t}}", dist.Categorical(logits=Vindex(logits)[..., z, :]))',
+            ]
         if self.bound.inputs.states is not None:
             lines.append(
                 'known = torch.where(torch.eye(K) > 0, 0.0, -float("inf"))  # certain of the state that is known'
@@ -283,6 +286,8 @@ class _Writer:
                 "with pyro.poutine.mask(mask=data.states[t] >= 0):",
                 f'{INDENT}pyro.sample(f"known_{{t}}", dist.Categorical(logits=known[z]), obs=data.states[t].clamp(min=0))',
             ]
+        for name, own in self.steps.items():
+            steps += _at(own, "t") if name not in ("transitions", "initial") else []
         for stream, family in self.spec.emissions.items():
             values = {p.name: self._emitted(f"{stream}.{p.name}", p.link) for p in family.parameters}
             linked = family.linked and f"{stream}.{family.parameters[0].name}" in self._linked
@@ -294,13 +299,22 @@ class _Writer:
             ]
         return [*lines, "for t in pyro.markov(range(data.num_steps)):", *_in(steps)]
 
+    def _begin(self) -> str:
+        """The argument of the first state's distribution."""
+        kind = self.spec.initial
+        if kind == "free":
+            self._free("initial", CONSTRAINTS["softmax"], "dist.Dirichlet", 0)
+        return {
+            "stationary": "probs=stationary_distribution(logits.softmax(-1))",
+            "uniform": "probs=torch.ones(K, dtype=torch.float64) / K",
+            "fixed": 'probs=start["initial"]',
+            "free": "probs=initial",
+            "formula": f"logits={self.where.get('initial', '')}",
+        }[kind]
+
     @property
     def _linked(self) -> set[str]:
         return {p.name for p in self.spec.parameters if not p.plain}
-
-    def _at(self, name: str, step: str) -> str:
-        moving = any(self.bound.varies(b) for b in self.bound.blocks[name])
-        return f"{self.where[name]}[{step}]" if moving else self.where[name]
 
     def _emitted(self, name: str, link: str) -> str:
         """What stands for a parameter in state z at step t."""
@@ -309,11 +323,15 @@ class _Writer:
             return repr(held[0]) if len(held) == 1 else f"start[{_quoted(name)}][z]"
         if name not in self._linked:
             return f"{self.where[name]}[z]"
-        return f"Vindex({self._at(name, 't')})[..., z{', :' if link == 'softmax' else ''}]"
+        return f"Vindex({self.where[name]})[..., z{', :' if link == 'softmax' else ''}]"
 
 
 def _in(lines: list[str]) -> list[str]:
     return [INDENT + line if line else line for line in lines]
+
+
+def _at(lines: list[str], row: str) -> list[str]:
+    return [line.replace(ROW, f"[{row}]") for line in lines]
 
 
 def _plain(text: str) -> str:
