@@ -12,7 +12,7 @@ from symhmm.compiler.density import Density
 from symhmm.compiler.layout import Entry
 from symhmm.errors import FitError
 from symhmm.infer.information import Information, interval
-from symhmm.tables.results import Estimate, Posterior, Table, label
+from symhmm.tables.results import Drawable, Estimate, Table, label
 
 
 class Fitted(Protocol):
@@ -86,7 +86,7 @@ def random_effects(fit: Fitted, plate: str | None = None) -> Table:
     return Table(("name", "estimate", "sd", "2.5%", "97.5%", "plate"), tuple(rows))
 
 
-def uncertain_effects(fit: Fitted, plate: str | None = None) -> Posterior:
+def uncertain_effects(fit: Fitted, plate: str | None = None) -> Drawable:
     """The posterior of the effects of ``plate``.
 
     Raises:

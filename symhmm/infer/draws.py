@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,20 +26,25 @@ class Draws:
     """A posterior as draws.
 
     Args:
-        chains: shape (chains, draws, size), unconstrained vectors; labels of states aligned between chains.
-        table: of each constrained number its mean, standard deviation, 2.5 and 97.5 percent quantiles, R-hat and effective
-            number of draws of its middle and its tails.
+        chains: shape (chains, draws, size), unconstrained vectors.
+        entries: what was sampled.
         diverging: shape (chains,), trajectories that diverged.
         step_size: shape (chains,), of each chain after its warm-up.
         trajectory: mean number of gradients per draw.
     """
 
     chains: Tensor
-    table: Table
+    entries: tuple[Entry, ...]
     diverging: tuple[int, ...]
     step_size: tuple[float, ...]
     trajectory: float
     blocks: tuple[Normal, ...] = ()
+
+    @cached_property
+    def table(self) -> Table:
+        """Of each constrained number its mean, standard deviation, 2.5 and 97.5 percent quantiles, R-hat and effective number
+        of draws of its middle and its tails."""
+        return diagnose(constrained(self.chains, self.entries), self.entries)
 
     @property
     def all(self) -> Tensor:
@@ -63,17 +69,21 @@ class Draws:
         generator = torch.Generator().manual_seed(seed)
         return self.all[torch.randint(have, (draws,), generator=generator)]
 
+    def permuted(self, source: Tensor) -> "Draws":
+        """The same draws with coordinate ``source[i]`` as number i."""
+        return replace(self, chains=self.chains[..., source])
+
     def __repr__(self) -> str:
         c, n, size = self.chains.shape
         return f"Draws({c} chains of {n}, {size} coordinates, {sum(self.diverging)} divergences)"
 
 
 def draws(chains: Tensor, found: Sequence[Chain], entries: Sequence[Entry]) -> Draws:
-    """Posterior of chains of unconstrained vectors, shape (chains, draws, size), with its diagnostics."""
+    """Posterior of chains of unconstrained vectors, shape (chains, draws, size)."""
     steps = [2 ** c.depth.mean() - 1 for c in found]
     return Draws(
         chains,
-        diagnose(constrained(chains, entries), entries),
+        tuple(entries),
         tuple(int(c.diverging.sum()) for c in found),
         tuple(float(c.step_size[-1]) for c in found),
         float(np.mean(steps)),

@@ -117,9 +117,9 @@ def sample(
                 done(i, found[i])
     except KeyboardInterrupt:
         for i, r in running.items():
-            partial = _chain(r.abort, where)
-            if len(partial.points):
-                found[i] = partial
+            begun = _chain(r.abort, where)
+            if len(begun.points):
+                found[i] = begun
         return found, True
     except BaseException:
         for r in running.values():

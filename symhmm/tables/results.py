@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -146,6 +146,9 @@ class Drawable(Protocol):
     def sample(self, draws: int, seed: int = 0) -> Tensor:
         """Unconstrained vectors, shape (draws, size); the same for the same seed."""
 
+    def permuted(self, source: Tensor) -> "Drawable":
+        """The same posterior with coordinate ``source[i]`` as number i; ``source`` has shape (size,)."""
+
 
 @dataclass(frozen=True)
 class Posterior:
@@ -167,6 +170,11 @@ class Posterior:
             noise = torch.randn(draws, *b.loc.shape, generator=generator, dtype=b.loc.dtype)
             out[:, b.index.reshape(-1)] = (b.loc + (b.scale_tril @ noise[..., None])[..., 0]).reshape(draws, -1)
         return out
+
+    def permuted(self, source: Tensor) -> "Posterior":
+        """The same posterior with coordinate ``source[i]`` as number i."""
+        target = torch.argsort(source)
+        return Posterior(self.vector[source], tuple(replace(b, index=target[b.index]) for b in self.blocks))
 
     @property
     def sd(self) -> Tensor:
