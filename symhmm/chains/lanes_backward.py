@@ -59,7 +59,7 @@ def lanes_backward(
     ready = False
     for group in range(first_group, last_group):
         base = group * width
-        constant = t_time == 0
+        constant = t_time == 0 and gt_time == 0
         if constant and not (ready and shared):
             read_matrix(matrix, t_peaks, shared, base, 0, states, size, transition, t_row, t_time, t_from, t_to)
             ready = True
