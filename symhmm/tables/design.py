@@ -251,21 +251,19 @@ def _finite(matrix: Array, columns: Sequence[str], frame: Any, what: str) -> Arr
 
 
 def _check_rank(coding: Coding, matrix: Array, what: str) -> None:
-    """Refuse a column that is a combination of those before it (Gram-Schmidt on columns of length one)."""
-    basis: list[Array] = []
-    kept: list[str] = []
-    for name, column in zip(coding.columns, matrix.T, strict=True):
+    """Refuse a column that is a combination of those before it."""
+    kept: list[int] = []
+    for i, name in enumerate(coding.columns):
+        before, column = matrix[:, kept], matrix[:, i]
+        # Columns of length one: no unit of measurement makes a dependence look small.
+        lengths = np.maximum(np.linalg.norm(before, axis=0), np.finfo(float).tiny)
         length = np.linalg.norm(column)
-        left = column / length if length else column
-        for _ in range(2):  # twice is enough (Kahan and Parlett)
-            for b in basis:
-                left = left - (b @ left) * b
-        if (norm := np.linalg.norm(left)) <= RANK_TOLERANCE:
-            used = [k for k, b in zip(kept, basis, strict=True) if length and abs(b @ column) > RANK_TOLERANCE * length]
+        share = np.linalg.lstsq(before / lengths, column / (length or 1.0), rcond=None)[0]
+        if np.linalg.norm(column / (length or 1.0) - before / lengths @ share) <= RANK_TOLERANCE:
+            used = [coding.columns[k] for k, c in zip(kept, share, strict=True) if abs(c) > RANK_TOLERANCE]
             raise SpecError(
                 f"the design of the {what} has too low a rank: column {name!r} depends on others.",
-                details=[f"it is a combination of {', '.join(map(repr, used)) or 'nothing: it is 0 in all rows'}"],
+                details=[f"it is a combination of {', '.join(map(repr, used))}" if used else "it is 0 in all rows"],
                 suggestion=f"leave {name!r} out",
             )
-        basis.append(left / norm)
-        kept.append(name)
+        kept.append(i)
