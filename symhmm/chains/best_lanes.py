@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from symhmm.chains.jit import kernel
+from symhmm.chains.jit import inner, kernel
 from symhmm.chains.lane_steps import CHUNK, read_emission
 from symhmm.chains.simd import (
     accumulate,
@@ -55,7 +55,7 @@ def store_integers(typing: Any, array: Any, index: Any, vector: Any) -> Any:
     return types.void(array, types.intp, vector), code
 
 
-@kernel
+@inner
 def _read_logs(matrix, shared, base, step, states, size, transition, t_row, t_time, t_from, t_to):
     """The transition terms of a step: [S, K] if all lanes share them, else [S, K, lanes]."""
     width = lanes_of(transition)

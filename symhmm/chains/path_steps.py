@@ -4,12 +4,11 @@
 # mypy: allow-untyped-defs, no-check-untyped-defs
 
 import numpy as np
-from numba import njit
 
-from symhmm.chains.jit import kernel
+from symhmm.chains.jit import inner, kernel
 
 
-@njit(nogil=True, inline="always")
+@inner
 def _uniform(key, t):
     """Number t of the stream ``key``, in [0, 1): splitmix64 (Steele, Lea and Flood 2014)."""
     x = key + np.uint64(t + 1) * np.uint64(0x9E3779B97F4A7C15)
@@ -19,7 +18,7 @@ def _uniform(key, t):
     return (x >> np.uint64(11)) * 1.1102230246251565e-16
 
 
-@kernel
+@inner
 def _cumulate(
     below, s, to, size, ready, moves, arrival, logs,
     transition, f, t_from, t_to, emission, e, e_to, messages, m, lanes,

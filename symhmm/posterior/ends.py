@@ -63,9 +63,7 @@ def ends(graph: FactorGraph, loops: Iterable[Loop]) -> Ends:
             {p for f in graph.factors if loop.position(f.name) is not None for p in f.frames} & set(graph.plates)
         )
         # Plates inside one step have no sequence of their own.
-        homes = [
-            set(graph.variables[v].frames) for s in loop.series for v in s.names if v in graph.variables
-        ]
+        homes = [set(graph.variables[v].frames) for s in loop.series for v in s.names if v in graph.variables]
         plates = [p for p in plates if any(p in home for home in homes)]
         if bool(_seen(graph, loop, plates, len(loop.labels) - 1).all()):
             continue  # every sequence lasts to the last step: most data are not padded

@@ -82,7 +82,7 @@ class Evaluated:
     def joined(
         self, site: str, parts: Mapping[str, Named], last: tuple[str, ...], first: tuple[str, ...] = ()
     ) -> Labelled:
-        """Results of each variable of a site as one: (*first, time, *plates, *last).
+        """Results of each variable of a site as one, a copy: (*first, time, *plates, *last).
 
         Args:
             parts: by name of the variable, named by ``first``, its plates, its time axis and ``last``.
@@ -92,14 +92,11 @@ class Evaluated:
             axes = [a for a in self.graph.variables[site].frames if a in self.graph.chains]
             dims = (*first, *axes, *self.plates(site), *last)
             labels = {x.axis: x.labels[x.first :] for x in self.loops if x.axis in axes}
-            return Labelled(site, parts[site].aligned(dims), dims, labels)
+            return Labelled(site, parts[site].aligned(dims).clone(), dims, labels)
         loop, series = found
         plates = self.plates(series.names[-1])
         axis = loop.axis
-        rows = []
-        for name in series.names:
-            if name in parts:
-                rows.append(parts[name].aligned([*first, axis, *plates, *last]))
+        rows = [parts[name].aligned([*first, axis, *plates, *last]) for name in series.names if name in parts]
         values = torch.cat(rows, len(first))
         start = len(loop.labels) - values.shape[len(first)]
         mask = self.ends.steps(loop, frozenset(plates))

@@ -2,8 +2,9 @@
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
+from math import prod
 
 import torch
 from funsor.domains import Bint
@@ -51,10 +52,9 @@ def smooth(density: Density, values: Values, sites: Iterable[str] | None = None)
 def smooth_at(at: Evaluated, wanted: Iterable[str]) -> Answers:
     """`smooth` for a graph at values."""
     wanted = list(wanted)
-    probes = {n: probe(at.graph, n, at.graph.variables[n].frames, (n,)) for site in wanted for n in at.names(site)}
-    found = derivatives(at, probes)
-    parts = {n: Named(normalised(x.data, 1), [*x.names[:-1], STATE]) for n, x in found.items()}
-    return at.answers("smoothed states", wanted, lambda site: at.joined(site, parts, (STATE,)))
+    found = derivatives(at, {n: (n,) for site in wanted for n in at.names(site)})
+    parts = {n: Named(x.data, [STATE if k == n else k for k in x.names]) for n, x in found.items()}
+    return at.answers("smoothed states", wanted, lambda site: normalised(at.joined(site, parts, (STATE,)), 1))
 
 
 def pairwise(density: Density, values: Values, sites: Iterable[str] | None = None) -> Answers:
@@ -68,10 +68,10 @@ def pairwise(density: Density, values: Values, sites: Iterable[str] | None = Non
     """
     at = evaluated(density, values)
     wanted = _in_loops(at, sites)
-    probes = {n: x for site in wanted for n, x in _pair_probes(at, site).items()}
-    found = derivatives(at, probes)
-    parts = {n: Named(normalised(x.data, 2), [*x.names[:-2], FROM, TO]) for n, x in found.items()}
-    return at.answers("pairs of states", wanted, lambda site: at.joined(site, parts, (FROM, TO)))
+    pairs = {n: pair for site in wanted for n, pair in _pairs(at, site).items()}
+    found = derivatives(at, pairs)
+    parts = {n: _from_to(x, pairs[n]) for n, x in found.items()}
+    return at.answers("pairs of states", wanted, lambda site: normalised(at.joined(site, parts, (FROM, TO)), 2))
 
 
 def occupancy(density: Density, values: Values, sites: Iterable[str] | None = None) -> Answers:
@@ -82,21 +82,83 @@ def occupancy(density: Density, values: Values, sites: Iterable[str] | None = No
 
 def transition_counts(density: Density, values: Values, sites: Iterable[str] | None = None) -> Answers:
     """Expected number of moves from each state to each, given all data: (*plates, from, to); padding is left out."""
-    found = pairwise(density, values, sites)
-    return Answers("expected transitions", {n: _summed(x) for n, x in found.items()})
+    at = evaluated(density, values)
+    wanted = _in_loops(at, sites)
+    if at.ends.counts:
+        return Answers("expected transitions", {n: _summed(x) for n, x in pairwise(density, values, wanted).items()})
+    # Where no step is padding, the derivative with respect to a factor that all steps share is their sum.
+    axes = frozenset(at.graph.chains)
+    pairs = {n: pair for site in wanted for n, pair in _pairs(at, site).items()}
+    found = {n: _from_to(x, pairs[n]) for n, x in derivatives(at, pairs, axes).items()}
+
+    def make(site: str) -> Labelled:
+        total: Tensor | float = 0.0
+        plates = at.plates(at.names(site)[-1])
+        for n in at.names(site):
+            if n in found:
+                steps = prod(at.size(f) for f in at.graph.variables[n].frames if f in axes)
+                moves = found[n].aligned([*plates, FROM, TO])
+                total = total + moves * (steps / moves.sum((-2, -1), keepdim=True))
+        assert isinstance(total, Tensor)
+        return Labelled(site, total, (*plates, FROM, TO))
+
+    return at.answers("expected transitions", wanted, make)
 
 
-def derivatives(at: Evaluated, probes: Mapping[str, Factor]) -> dict[str, Named]:
-    """Derivative of the log-density with respect to each probe."""
-    probed = replace(at.graph, factors=(*at.graph.factors, *probes.values()))
+def derivatives(at: Evaluated, wanted: Mapping[str, tuple[str, ...]], summed: Collection[str] = ()) -> dict[str, Named]:
+    """Derivative of the log-density with respect to a log-factor over some variables, in all frames of the named one.
+
+    Args:
+        wanted: by name of a variable, the variables to tell apart.
+        summed: time axes over whose steps the derivatives are summed.
+    """
+    graph, probes = at.graph, {}
     with torch.enable_grad():
-        # The names of the factors say what a plan depends on besides the sizes of the graph.
-        key = (len(at.graph.factors), *((f.name, *f.term.inputs.items()) for f in probes.values()))
-        total = lower(probed, at.compiled.once(("probed", key), lambda: plan(probed, strategy=at.strategy)))
-    if not bool(total.isfinite()):
-        raise impossible(at.graph)
-    gradients = torch.autograd.grad(total, [f.term.data for f in probes.values()])
-    return {n: Named(g, tuple(f.term.inputs)) for (n, f), g in zip(probes.items(), gradients, strict=True)}
+        for n, variables in wanted.items():
+            graph, probes[n] = watched(graph, n, variables, summed)
+        # The names and inputs of the factors are all that a plan depends on.
+        key = tuple((f.name, *f.term.inputs.items()) for f in graph.factors)
+        total = lower(graph, at.compiled.once(("probed", key), lambda: plan(graph, strategy=at.strategy)))
+        if not bool(total.isfinite()):
+            raise impossible(at.graph)
+        gradients = torch.autograd.grad(total, [p.data for p in probes.values()])
+    return {n: Named(g, p.names) for (n, p), g in zip(probes.items(), gradients, strict=True)}
+
+
+def watched(
+    graph: FactorGraph, name: str, variables: tuple[str, ...], summed: Collection[str] = ()
+) -> tuple[FactorGraph, Named]:
+    """A graph in which one factor is a leaf for differentiation, over ``variables`` and the frames of ``name``.
+
+    A factor in the same frames is taken as it is or, where it does not depend on all of them, repeated without a copy;
+    adding zeros would cost a tensor and a sum of that size. Only where there is none, zeros are added.
+    """
+    frames = graph.variables[name].frames
+    kept = [f for f in frames if f not in summed]
+    sizes = {p: graph.plates[p].size if p in graph.plates else graph.chains[p].length for p in kept}
+    sizes |= {n: graph.variables[n].size for n in variables}
+    fitting = [
+        f for f in graph.factors
+        if isinstance(f.term, Term) and not f.term.data.requires_grad and f.term.data.is_floating_point()
+        and set(f.frames) == set(frames) and set(f.term.inputs) <= set(sizes)
+    ]  # fmt: skip
+    readers = [f for f in graph.factors if any(n in f.term.inputs for n in variables)]
+    if fitting:
+        best = max(fitting, key=lambda f: len(f.term.inputs))
+        names = [*(n for n in sizes if n not in best.term.inputs), *best.term.inputs]
+        data = best.term.data.detach()[(None,) * (len(names) - best.term.data.dim())]
+        leaf = data.expand([sizes[n] for n in names]).requires_grad_()
+        factors = tuple(replace(f, term=_term(leaf, names)) if f is best else f for f in graph.factors)
+        return replace(graph, factors=factors), Named(leaf, names)
+    dtype = readers[0].term.data.dtype if readers else torch.get_default_dtype()
+    leaf = torch.zeros((), dtype=dtype).expand(tuple(sizes.values())).requires_grad_()
+    scale = readers[0].scale if readers else 1.0
+    added = Factor(f"posterior of {name}", _term(leaf, list(sizes)), "factor", frames, scale)
+    return replace(graph, factors=(*graph.factors, added)), Named(leaf, list(sizes))
+
+
+def _term(data: Tensor, names: list[str]) -> Term:
+    return Term(data, OrderedDict((n, Bint[s]) for n, s in zip(names, data.shape, strict=True)))
 
 
 def impossible(graph: FactorGraph) -> GraphError:
@@ -128,43 +190,35 @@ def _in_loops(at: Evaluated, sites: Iterable[str] | None) -> list[str]:
     return wanted
 
 
-def probe(graph: FactorGraph, name: str, frames: Iterable[str], variables: tuple[str, ...]) -> Factor:
-    """A factor of zeros over some frames and variables, which are its last inputs."""
-    sizes = {p: graph.plates[p].size if p in graph.plates else graph.chains[p].length for p in frames}
-    sizes |= {n: graph.variables[n].size for n in variables}
-    readers = [f for f in graph.factors if any(n in f.term.inputs for n in variables)]
-    dtype = readers[0].term.data.dtype if readers else torch.get_default_dtype()
-    data = torch.zeros(tuple(sizes.values()), dtype=dtype, requires_grad=True)
-    term = Term(data, OrderedDict((n, Bint[s]) for n, s in sizes.items()))
-    return Factor(f"posterior of {name}", term, "factor", tuple(frames), readers[0].scale if readers else 1.0)
-
-
-def _pair_probes(at: Evaluated, site: str) -> dict[str, Factor]:
-    """A probe for each pair of successive names of a site, by the later name."""
+def _pairs(at: Evaluated, site: str) -> dict[str, tuple[str, str]]:
+    """Each pair of successive names of a site, by the later name."""
     found = at.sites[site]
     assert found is not None
-    names = found[1].names
-    probes = {}
-    for earlier, later in itertools.pairwise(names):
-        before, frames = earlier, at.graph.variables[later].frames
-        chain = _chain_variable(at.graph, later)
+    pairs = {}
+    for earlier, later in itertools.pairwise(found[1].names):
+        before, chain = earlier, _chain_variable(at.graph, later)
         if chain is not None:
             if not chain.previous:
                 raise GraphError(f"the steps of {site!r} are independent: no pair of them is linked.")
             before = chain.previous[-1]
-        probes[later] = probe(at.graph, later, frames, (before, later))
-    return probes
+        pairs[later] = (before, later)
+    return pairs
+
+
+def _from_to(x: Named, pair: tuple[str, str]) -> Named:
+    new = dict(zip(pair, (FROM, TO), strict=True))
+    return Named(x.data, [new.get(n, n) for n in x.names])
 
 
 def _chain_variable(graph: FactorGraph, name: str) -> ChainVariable | None:
     return next((v for c in graph.chains.values() for v in c.variables if v.current == name), None)
 
 
-def normalised(x: Tensor, dims: int) -> Tensor:
-    """Derivatives divided by their sum over the last ``dims`` dimensions."""
+def normalised(x: Labelled, dims: int) -> Labelled:
+    """Derivatives, joined into a tensor of their own, divided by their sum over the last ``dims`` dimensions."""
     # Subsampling and poutine.scale multiply derivatives, not probabilities.
-    total = x.sum(tuple(range(-dims, 0)), keepdim=True)
-    return x / total
+    x.values.div_(x.values.sum(tuple(range(-dims, 0)), keepdim=True))
+    return x
 
 
 def _summed(x: Labelled) -> Labelled:

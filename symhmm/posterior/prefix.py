@@ -1,12 +1,12 @@
 """Prefixes: a graph contracted up to each step of a time loop at once, for filters and one-step-ahead predictions.
 
-A chain becomes the products of its first t step matrices for every t (a parallel prefix, Blelloch 1990), and the time
+A chain becomes a forward filter, which starts from what the rest of the plan says about its initial states, and the time
 axis stays in every result that depends on it; the rest of the plan runs as it does for the whole data.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -21,14 +21,22 @@ from symhmm.compiler.steps import ChainContract, Contract, Plan, PlateProduct
 from symhmm.errors import GraphError
 from symhmm.graph import Factor, FactorGraph
 from symhmm.posterior.evaluated import Evaluated, Values, evaluated
-from symhmm.posterior.marginals import impossible, normalised, probe
+from symhmm.posterior.marginals import impossible, normalised, watched
 from symhmm.posterior.series import Loop
 from symhmm.posterior.traceback import chain_tables, multiply, plate_product, sum_out
-from symhmm.semiring import LOG, log_sum_exp
+from symhmm.semiring import LOG
 from symhmm.tables.states import STATE, Answers, Labelled
 
 Pair = tuple[Named, Named]
-EXACT = 8  # joint states up to which matrix products are made in log space throughout
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A chain that has not run: terms of the past and of the last step, and what comes before it."""
+
+    step: ChainContract
+    past: Mapping[int, Named]
+    last: Mapping[int, Named]
 
 
 def filtered(density: Density, values: Values, sites: Iterable[str] | None = None, *, ahead: bool = False) -> Answers:
@@ -70,16 +78,15 @@ def filtered(density: Density, values: Values, sites: Iterable[str] | None = Non
             raise GraphError(f"{site!r} stands in no time loop.", suggestion="smooth() for latents outside of loops")
         loop = vectorised(found[0])
         for name in found[1].names:
-            p = probe(at.graph, name, at.graph.variables[name].frames, (name,))
-            final = without_data(at.graph, loop) if ahead else at.graph
             with torch.enable_grad():
-                total = up_to(at, loop, replace(final, factors=(*final.factors, p)), loop.position(name))
-            if not bool(total.data.isfinite().all()):
-                raise impossible(at.graph)
-            (g,) = torch.autograd.grad(total.data.sum(), p.term.data)
-            parts[name] = Named(normalised(g, 1), [*list(p.term.inputs)[:-1], STATE])
+                final, p = watched(without_data(at.graph, loop) if ahead else at.graph, name, (name,))
+                total = up_to(at, loop, final, loop.position(name))
+                if not bool(total.data.isfinite().all()):
+                    raise impossible(at.graph)
+                (g,) = torch.autograd.grad(total.data.sum(), p.data)
+            parts[name] = Named(g, [STATE if n == name else n for n in p.names])
     what = "one-step-ahead states" if ahead else "filtered states"
-    return at.answers(what, wanted, lambda site: at.joined(site, parts, (STATE,)))
+    return at.answers(what, wanted, lambda site: normalised(at.joined(site, parts, (STATE,)), 1))
 
 
 def step_log_likelihood(density: Density, values: Values, plates: Sequence[str] = ()) -> Labelled:
@@ -150,17 +157,27 @@ def up_to(
     graph = replace(final, factors=tuple(f for _, f in chosen))
     if isinstance(step, slice):
         recipe = plan(graph, keep=plates)
-        return _run([(_named(a), _named(b)) for a, b in chosen], recipe, loop.axis, at.size(loop.axis))
+        return _run([_pair(a, b) for a, b in chosen], recipe, loop.axis, at.size(loop.axis))
     variables = {n: v for n, v in graph.variables.items() if loop.axis not in v.frames}
     graph = replace(graph, variables=variables, chains={a: c for a, c in graph.chains.items() if a != loop.axis})
     recipe = plan(graph, keep=plates)
-    return _run([(_named(b), _named(b)) for _, b in chosen], recipe, "", 0)
+    return _run([_pair(b, b) for _, b in chosen], recipe, "", 0)
 
 
 def _run(pairs: list[Pair], recipe: Plan, axis: str, length: int) -> Named:
     """Contract terms of the past and of the last step side by side; the time axis stays."""
     terms: dict[int, Pair] = {o.index: p for o, p in zip(recipe.operands, pairs, strict=True)}
+    waiting: dict[int, Waiting] = {}
     for step in recipe.steps:
+        chains = [waiting.pop(i) for i in step.operands if i in waiting]
+        others = [terms[i] for i in step.operands if i in terms]
+        if len(chains) == 1 and isinstance(step, Contract) and _joins(chains[0], step, others, axis):
+            x = _started(chains[0], step, [past for past, _ in others])
+            terms[step.result.index] = (x, x)
+            continue
+        for chain in chains:
+            x = _from_each_state(chain)
+            terms[chain.step.result.index] = (x, x)
         parts = [terms[i] for i in step.operands]
         match step:
             case Contract():
@@ -173,10 +190,15 @@ def _run(pairs: list[Pair], recipe: Plan, axis: str, length: int) -> Named:
                     result = _cumulated(result, axis, length, scale)
             case ChainContract():
                 past = {i: terms[i][0] for i in step.operands}
-                last = {i: terms[i][1] for i in step.operands}
-                x = _chain_prefixes(past, last, step) if step.axis == axis else _whole_chain(past, step)
+                if step.axis == axis:
+                    waiting[step.result.index] = Waiting(step, past, {i: terms[i][1] for i in step.operands})
+                    continue
+                x = _whole_chain(past, step)
                 result = (x, x)
         terms[step.result.index] = result
+    for index, chain in waiting.items():
+        x = _from_each_state(chain)
+        terms[index] = (x, x)
     outputs = [Named(terms[i][1].data * scale, terms[i][1].names) for i, scale in recipe.outputs]
     names = list(dict.fromkeys([*([axis] if axis else []), *(n for x in outputs for n in x.names)]))
     if not outputs:
@@ -215,75 +237,52 @@ def _whole_chain(terms: Mapping[int, Named], step: ChainContract) -> Named:
     return Named(message.reshape([step.result.inputs[n] for n in names]), names)
 
 
-def _chain_prefixes(past: Mapping[int, Named], last: Mapping[int, Named], step: ChainContract) -> Named:
-    """Message over the initial state for each step of a chain: (*batch, time, initial states)."""
-    steps = _step_weights(past, step)
-    final = _step_weights(last, step)
-    states, size = steps.shape[-2:]
-    dense = _dense(steps, states, size)
-    dense = dense.expand([*dense.shape[:-3], step.length, states, states])
-    # Products of the steps before each one, the identity before the first.
-    unit = torch.where(torch.eye(states, dtype=torch.bool), 0.0, -torch.inf).to(dense.dtype)
-    unit = unit.expand([*dense.shape[:-3], 1, states, states])
-    before = torch.cat([unit, _prefixes(dense.narrow(-3, 0, step.length - 1))], -3) if step.length > 1 else unit
-    arrival = log_sum_exp(final, -1)
-    message = log_sum_exp(before + arrival.unsqueeze(-2), -1)
-    inputs = step.result.inputs
+def _joins(chain: Waiting, step: Contract, others: list[Pair], axis: str) -> bool:
+    """Whether a step sums out all that comes before a chain, and nothing else in it depends on time."""
+    initial = {n for names in chain.step.initial for n in names}
+    return initial <= set(step.variables) and all(a is b and axis not in a.names for a, b in others)
+
+
+def _started(chain: Waiting, step: Contract, others: Sequence[Named]) -> Named:
+    """A chain from the distribution of its initial states that the other operands of a step make."""
+    initial = [n for names in chain.step.initial for n in names]
+    extra = [n for n in dict.fromkeys(n for x in others for n in x.names) if n not in (*chain.step.batch, *initial)]
+    sizes = [chain.step.result.inputs[n] for n in initial]
+    names = [*chain.step.batch, *extra, *initial]
+    start = multiply(others, names) if others else torch.zeros([1] * len(names))
+    lead = start.shape[: len(names) - len(initial)]
+    start = start.expand(*lead, *sizes).reshape(*lead, -1)
+    found = _weights(chain, start, len(extra))
+    whole = Named(found, [*chain.step.batch, *extra, chain.step.axis])
+    rest = [n for n in step.variables if n not in initial]
+    return sum_out([whole], rest, LOG) if rest else whole
+
+
+def _from_each_state(chain: Waiting) -> Named:
+    """A chain from each of its initial states: (*batch, initial states, time)."""
+    step = chain.step
     initial = [n for names in step.initial for n in names]
-    shape = [*(inputs[n] for n in step.batch), step.length, *(inputs[n] for n in initial)]
-    return Named(message.reshape(shape), [*step.batch, step.axis, *initial])
+    sizes = [step.result.inputs[n] for n in initial]
+    unit = torch.eye(torch.Size(sizes).numel(), dtype=torch.float64).log()
+    found = _weights(chain, unit[(None,) * len(step.batch)], 1)
+    shape = [*(step.result.inputs[n] for n in step.batch), *sizes, step.length]
+    return Named(found.expand([*shape[: len(step.batch)], *found.shape[-2:]]).reshape(shape),
+                 [*step.batch, *initial, step.axis])  # fmt: skip
 
 
-def _step_weights(terms: Mapping[int, Named], step: ChainContract) -> Tensor:
-    """Log-weight of each move at each step, (*batch, time or 1, S, K)."""
-    transition, emission = chain_tables(terms, step)
-    weights = transition if emission is None else transition + emission.unsqueeze(-2)
-    batch = [step.result.inputs[n] for n in step.batch]
-    return weights.expand([*batch, *weights.shape[len(batch) :]])
+def _weights(chain: Waiting, start: Tensor, extra: int) -> Tensor:
+    """Weight of the paths up to each step; ``extra`` dimensions of ``start`` after the batch are not the chain's own."""
+    # numba takes a second to import.
+    from symhmm.chains.filters import prefix_weights
 
+    def tables(terms: Mapping[int, Named]) -> tuple[Tensor, Tensor]:
+        transition, emission = chain_tables(terms, chain.step)
+        if emission is None:
+            emission = transition.new_zeros([1] * len(chain.step.batch) + [1, transition.shape[-1]])
+        place = (slice(None),) * len(chain.step.batch) + (None,) * extra
+        return transition[place], emission[place]
 
-def _dense(weights: Tensor, states: int, size: int) -> Tensor:
-    """Moves (.., S, K) as matrices (.., S, S): the oldest state is forgotten, the new one comes last."""
-    if states == size:
-        return weights
-    rest = states // size
-    to = (torch.arange(states) % rest).unsqueeze(-1) * size + torch.arange(size)
-    blank = weights.new_full([*weights.shape[:-1], states], -torch.inf)
-    return blank.scatter(-1, to.expand(weights.shape), weights)
-
-
-def _prefixes(matrices: Tensor) -> Tensor:
-    """Product of the first t matrices, for each t from 1: shape (*batch, T, S, S), nats."""
-    length = matrices.shape[-3]
-    if length == 1:
-        return matrices
-    even = matrices.narrow(-3, 0, length - length % 2).unflatten(-3, (length // 2, 2))
-    pairs = _prefixes(_product(even.select(-3, 0), even.select(-3, 1)))
-    # Prefixes of odd length: one matrix more than a prefix of pairs.
-    odd = matrices[..., 2::2, :, :]
-    singles = torch.cat(
-        [matrices.narrow(-3, 0, 1), _product(pairs.narrow(-3, 0, odd.shape[-3]), odd)], -3
-    ) if odd.shape[-3] else matrices.narrow(-3, 0, 1)  # fmt: skip
-    both = torch.stack([singles.narrow(-3, 0, length // 2), pairs], -3).flatten(-4, -3)
-    return torch.cat([both, singles.narrow(-3, length // 2, 1)], -3) if length % 2 else both
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Product of matrices of logarithms."""
-    if a.shape[-1] <= EXACT:
-        return log_sum_exp(a.unsqueeze(-1) + b.unsqueeze(-3), -2)
-    top, left = _finite(a.detach().amax(-1, keepdim=True)), _finite(b.detach().amax(-2, keepdim=True))
-    product = (a - top).exp() @ (b - left).exp()
-    with torch.no_grad():
-        possible = (a > -torch.inf).to(a.dtype) @ (b > -torch.inf).to(a.dtype) > 0
-        lost = bool((possible & (product < torch.finfo(a.dtype).tiny * 1e8)).any())
-    if lost:  # rows and columns that hardly meet
-        return log_sum_exp(a.unsqueeze(-1) + b.unsqueeze(-3), -2)
-    return torch.where(possible, torch.where(possible, product, 1.0).log() + top + left, -torch.inf)
-
-
-def _finite(x: Tensor) -> Tensor:
-    return torch.where(x.isfinite(), x, 0.0)
+    return prefix_weights(start, *tables(chain.past), *tables(chain.last), chain.step.length)
 
 
 def without_data(graph: FactorGraph, loop: Loop) -> FactorGraph:
@@ -302,5 +301,6 @@ def zeroed(f: Factor) -> Factor:
     return replace(f, term=Term(torch.zeros_like(f.term.data, requires_grad=False), OrderedDict(f.term.inputs)))
 
 
-def _named(f: Factor) -> Named:
-    return Named.from_funsor(f.term, f.name)
+def _pair(past: Factor, last: Factor) -> Pair:
+    first = Named.from_funsor(past.term, past.name)
+    return first, first if past is last else Named.from_funsor(last.term, last.name)
