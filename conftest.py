@@ -30,3 +30,8 @@ def fresh_start() -> Iterator[None]:
     yield
     torch.set_default_dtype(dtype)
     pyro.clear_param_store()
+
+
+# Triton's interpreter stands in for a device that is not there; Triton looks at this when it is first imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -16,7 +16,7 @@ FLOORS: list[dict[str, str]] = [
     {"": "semiring graph", "distributions": "special chain circular positive unit counts atoms vectors"},
     {
         "chains": "layout reference jit careful joins simd transpose lane_steps lanes_forward lanes_backward passes sizes threads"
-        " places prepared cpu segments best_path cpu_best registered cuda operator best_lanes path_steps paths"
+        " places prepared cpu segments best_path cpu_best cuda_steps cuda registered operator best_lanes path_steps paths"
         " filter_steps filters"
     },
     {

@@ -118,6 +118,34 @@ def layout_of(
     return Layout(batch, length, states, width, blocks or min(choices, key=cost))
 
 
+BUSY = 4096  # lanes that keep a device busy
+SHORTEST = 32  # steps of a block worth a lane of its own
+
+
+def device_layout_of(batch: tuple[int, ...], length: int, states: int) -> Layout:
+    """The same on a device, whose lanes are threads: long chains are cut where there are too few of them to fill it.
+
+    >>> device_layout_of((1,), 100_000, 4).blocks, device_layout_of((5000,), 1000, 4).blocks
+    (512, 1)
+    """
+    chains, blocks = prod(batch), 1
+    while chains * blocks * 2 <= BUSY and length >= 2 * blocks * SHORTEST and blocks < 512:
+        blocks *= 2
+    return Layout(tuple(batch), length, states, width=1, blocks=blocks)
+
+
+def device_sizes(batch: tuple[int, ...], length: int, states: int) -> tuple[tuple[int, ...], ...]:
+    """Sizes of the message and of what the kernels for a device keep: messages, those between blocks, products of blocks."""
+    layout = device_layout_of(batch, length, states)
+    blocks, cut = layout.blocks, layout.blocks > 1
+    return (
+        (*batch, states),
+        (*batch, blocks, layout.steps + 1, states),
+        (*batch, 1, (blocks + 1) * cut, states),
+        (*batch, blocks * cut, states, states),
+    )
+
+
 def common_batch(*batches: torch.Size) -> tuple[int, ...]:
     """Broadcast shape of batches that fit each other and have the same number of dimensions."""
     return tuple(next((n for n in sizes if n != 1), 1) for sizes in zip(*batches, strict=True))

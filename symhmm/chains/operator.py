@@ -1,6 +1,7 @@
 """The chain operator: a batch of hidden Markov chains contracted to a message over their initial states."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from math import ceil, prod
 
 import torch
@@ -68,11 +69,11 @@ def chain_message(
     if length == 0:
         return reference.sequential(transition, emission, terminal, 0, history, semiring)
     if strategy in ("auto", "kernel", "segments"):
-        kernel = {LOG: chain, MAX: best}.get(semiring)
-        if kernel and transition.device.type == "cpu" and transition.dtype in (torch.float32, torch.float64):
+        kernel = _kernel(transition, history, semiring)
+        if kernel:
             inputs = transition, emission, terminal, length
             message: Tensor
-            if strategy == "segments" and semiring == LOG:
+            if strategy == "segments" and semiring == LOG and transition.device.type == "cpu":
                 message = chain_in_segments(*inputs, segment_count(*inputs))[0]
             else:
                 message = kernel(*inputs)[0]
@@ -80,6 +81,16 @@ def chain_message(
         strategy = "scan" if transition.shape[-2] <= 16 else "sequential"
     contract = reference.sequential if strategy == "sequential" else reference.scan
     return contract(transition, emission, terminal, length, history, semiring)
+
+
+def _kernel(transition: Tensor, history: int, semiring: Semiring) -> Callable[..., tuple[Tensor, ...]] | None:
+    """The fused operator for these tensors, if there is one."""
+    if transition.dtype not in (torch.float32, torch.float64):
+        return None
+    if transition.device.type == "cpu":
+        return {LOG: chain, MAX: best}.get(semiring)
+    on_device = transition.device.type == "cuda" and semiring == LOG and history == 1
+    return chain if on_device and find_spec("triton") else None
 
 
 def segment_count(transition: Tensor, emission: Tensor, terminal: Tensor, length: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from symhmm.chains.layout import common_batch, layout_of
+from symhmm.chains.layout import common_batch, device_sizes, layout_of
 from symhmm.errors import SymhmmError
 
 # numba takes a second to import and is of no use before the first chain: the kernels are imported when they are called.
@@ -79,9 +79,28 @@ def best_backward(
     return cpu_best.backward(weight, transition, emission, terminal, choices, length)
 
 
+@chain.register_kernel("cuda")
+def _(transition: Tensor, emission: Tensor, terminal: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from symhmm.chains import cuda
+
+    return cuda.forward(transition, emission, terminal, length)
+
+
+@chain_backward.register_kernel("cuda")
+def _(
+    weight: Tensor, transition: Tensor, emission: Tensor, terminal: Tensor,
+    messages: Tensor, between: Tensor, products: Tensor, length: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    from symhmm.chains import cuda
+
+    return cuda.backward(weight, transition, emission, terminal, messages, between, products, length)
+
+
 @chain.register_fake
 def _(transition: Tensor, emission: Tensor, terminal: Tensor, length: int) -> tuple[Tensor, ...]:
     batch = common_batch(transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1])
+    if transition.device.type == "cuda":
+        return tuple(transition.new_empty(size) for size in device_sizes(batch, length, transition.shape[-2]))
     layout = layout_of(batch, length, transition.shape[-2], transition.dtype)
     message = transition.new_empty([*batch, layout.states])
     return message, layout.messages(transition), layout.scales(transition), layout.links(transition)
