@@ -30,7 +30,7 @@ FLOORS: list[dict[str, str]] = [
         " simulate checks residuals inference_data"
     },
     {
-        "infer": "progress restrict target lbfgs starts checkpoint information profile guide bound verdict warm mle svi minibatch"
+        "infer": "progress restrict target lbfgs starts checkpoint information profile guide bound occupied verdict warm mle svi minibatch"
         " metric laplace_members laplace laplace_exact laplace_fit closed_forms expectation em noncentred whiten"
         " moving sampler draws pilot nuts"
     },

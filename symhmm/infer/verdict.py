@@ -8,6 +8,7 @@ from torch import Tensor
 from symhmm.infer.guide import Guide
 from symhmm.infer.information import at_edge
 from symhmm.infer.lbfgs import Ascent
+from symhmm.infer.occupied import unused_states
 from symhmm.infer.target import Target
 from symhmm.tables.results import Posterior, Status, label
 
@@ -37,6 +38,7 @@ def of_ascent(
         )
     edges = at_edge(goal, vector)
     remarks = (JOINT,) if any(e.plates for e in goal.entries) and any(e.is_param for e in goal.entries) else ()
+    remarks += unused_states(goal.density, values)
     measured = f"largest gradient {np.abs(best.gradient).max():.2g}, next step gains {best.gain:.2g} nats"
     if not best.converged:
         causes = (measured, *(f"at the edge: {e}" for e in edges), *remarks)
