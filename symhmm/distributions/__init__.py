@@ -1,7 +1,14 @@
 """Distributions that hidden Markov models need and Pyro lacks or approximates, and the transition matrices of a chain."""
 
 from symhmm.distributions.atoms import Hurdle, ZeroInflated, ZeroOneInflated
-from symhmm.distributions.chain import stationary_distribution, with_zero_diagonal
+from symhmm.distributions.chain import (
+    dwell_chain,
+    generator_matrix,
+    stationary_distribution,
+    stationary_of_generator,
+    transition_after,
+    with_zero_diagonal,
+)
 from symhmm.distributions.circular import VonMises, WrappedCauchy
 from symhmm.distributions.counts import NegativeBinomialMean
 from symhmm.distributions.positive import GammaMeanSd, TruncatedNormal
@@ -20,6 +27,10 @@ __all__ = [
     "WrappedCauchy",
     "ZeroInflated",
     "ZeroOneInflated",
+    "dwell_chain",
+    "generator_matrix",
     "stationary_distribution",
+    "stationary_of_generator",
+    "transition_after",
     "with_zero_diagonal",
 ]

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
@@ -85,7 +85,7 @@ def made(text: str) -> Program:
     exec(builtins.compile(text, name, "exec"), space)
     program: Any = space["program"]
     program.text = text
-    return program  # type: ignore[no-any-return]
+    return cast(Program, program)
 
 
 def source(program: Program) -> str:

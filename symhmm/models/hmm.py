@@ -159,7 +159,7 @@ class MixtureHMM(Model):
         found = max(long, key=lambda f: f.objective)
         ends = [*long, *(f for f in short if f not in best)]
         optima = Optima(
-            tuple(f.objective for f in ends), tuple(all(f.optima.converged) for f in ends), "climbs from groupings"
+            tuple(f.objective for f in ends), tuple(all(f.optima.converged) for f in ends), of="climbs from groupings"
         )
         return replace(found, estimate=replace(found.estimate, optima=optima))
 

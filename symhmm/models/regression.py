@@ -261,10 +261,11 @@ def _rows(frame: Any, response: str, formula: Formula, by: tuple[str, ...], fami
                 details=[f"columns: {', '.join(names)}"],
                 suggestion=repr(closest(name, names)),
             )
-    made = design(formula, frame)
+    coded = design(formula, frame)
     y = np.asarray(frame[response].to_numpy(), dtype=float)
     kept = np.isfinite(y)
-    wrong = kept & {"poisson": (y < 0) | (y != np.floor(y)), "bernoulli": (y != 0) & (y != 1)}.get(family, ~kept)
+    impossible = {"poisson": (y < 0) | (y != np.floor(y)), "bernoulli": (y != 0) & (y != 1)}
+    wrong = kept & impossible.get(family, np.zeros_like(kept))
     if wrong.any() or not kept.any() or np.isinf(y).any():
         bad = wrong if wrong.any() else np.isinf(y) if np.isinf(y).any() else ~kept
         raise DataError(
@@ -281,8 +282,8 @@ def _rows(frame: Any, response: str, formula: Formula, by: tuple[str, ...], fami
     order = np.empty(len(y), dtype=np.int64)
     order[np.argsort(code, kind="stable")] = np.arange(len(y)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     shape = (int(order.max()) + 1, len(levels))
-    x = made.fixed(frame)
-    z = made.groups[0].coding(frame) if made.groups else np.zeros((len(y), 0))
+    x = coded.fixed(frame)
+    z = coded.groups[0].coding(frame) if coded.groups else np.zeros((len(y), 0))
 
     def placed(values: Any) -> Tensor:
         out = torch.zeros(*shape, *values.shape[1:], dtype=torch.float64)
