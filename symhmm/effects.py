@@ -56,7 +56,7 @@ def fixed_effects(fit: Fitted) -> Table:
         value, names = values[e.name].reshape(-1).tolist(), label(e.name, e.shape)
         if e.name in fit.estimate.fixed:
             rows += [(n, v, nan, nan, nan, "fixed") for n, v in zip(names, value, strict=True)]
-        elif e.name in draws and not e.is_param:
+        elif e.name in draws and bool((draws[e.name] != draws[e.name][0]).any()):
             rows += [(n, *row, e.role) for n, row in zip(names, _describe(draws[e.name]), strict=True)]
         else:
             se = errors[e.name].reshape(-1).tolist() if e.name in errors else [nan] * len(value)

@@ -64,7 +64,7 @@ def evidence(fit: Fitted) -> tuple[float, str] | None:
     """What AIC and BIC may be made of, and a remark on it; None for a joint density, which is no likelihood."""
     est = fit.estimate
     prior = any(not e.is_param and not e.plates for e in fit.density.layout.entries)
-    if not isfinite(est.objective) or prior or est.method == "map":
+    if not isfinite(est.objective) or prior or est.method in ("map", "nuts"):
         return None
     if est.objective_name == LOG_LIKELIHOOD:
         return est.objective, ""

@@ -112,7 +112,13 @@ def diagnose(values: Mapping[str, Tensor], entries: Sequence[Entry]) -> Table:
 
 
 def agreement(x: Array) -> tuple[Array, Array, Array]:
-    """R-hat, bulk and tail effective sizes (Vehtari et al. 2021) of draws of shape (chains, draws, numbers)."""
+    """R-hat, bulk and tail effective sizes (Vehtari et al. 2021) of draws of shape (chains, draws, numbers); NaN below 8."""
+    if x.shape[0] * x.shape[1] < 8 or x.shape[1] < 4:
+        nothing = np.full(x.shape[2], np.nan)
+        return nothing, nothing, nothing
+    if x.shape[0] == 1:  # halves of a single chain are compared with each other
+        half = x.shape[1] // 2
+        x = np.concatenate([x[:, :half], x[:, half : 2 * half]])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ArviZ announces its next version
         import arviz
@@ -130,8 +136,7 @@ def verdict(posterior: Draws, found: Sequence[Chain], remarks: tuple[str, ...], 
     table, n = posterior.table, posterior.all.shape[0]
     names, r_hat, ess = table["name"], np.array(table["r_hat"]), np.array(table["ess"])
     wanted = ENOUGH * len(found)
-    moving = np.array(table["sd"]) > 0
-    worst, least = int(np.argmax(np.where(moving, r_hat, 0))), int(np.argmin(np.where(moving, ess, np.inf)))
+    worst, least = int(np.argmax(np.nan_to_num(r_hat, nan=np.inf))), int(np.argmin(np.nan_to_num(ess, nan=0.0)))
     measured = (
         f"R-hat at most {r_hat[worst]:.3f} ({names[worst]}), at least {ess[least]:.0f} effective draws ({names[least]})"
     )
@@ -150,10 +155,10 @@ def verdict(posterior: Draws, found: Sequence[Chain], remarks: tuple[str, ...], 
         causes.append(
             f"the energy of chain{'s' if len(slow) > 1 else ''} {', '.join(map(str, slow))} hardly moves: heavy tails"
         )
-    disagree = r_hat[worst] > AGREED
+    disagree = not r_hat[worst] <= AGREED
     if disagree:
         causes.append("chains disagree: " + ", ".join(f"{names[i]} {r_hat[i]:.2f}" for i in np.argsort(-r_hat)[:3]))
-    if disagree or ess[least] < wanted:
+    if disagree or not ess[least] >= wanted:
         tries.append(f"draws={4 * posterior.chains.shape[1]}")
     ok = not tries
     reason = f"converged: {measured}" if ok else f"not to be relied on: {measured}"

@@ -1,16 +1,18 @@
 """Moving: the log-density in the coordinates in which a sampler moves, captured once, with its gradient."""
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from symhmm.compiler.layout import Entry
-from symhmm.compiler.step import trace
+from symhmm.compiler.step import Step, trace
 from symhmm.errors import FitError
 from symhmm.infer.noncentred import Coordinates
 from symhmm.infer.target import Array, Target, value_and_gradient
+
+Replay = Callable[..., tuple[Tensor, Tensor]]
 
 
 class Moving:
@@ -18,19 +20,8 @@ class Moving:
 
     def __init__(self, goal: Target, coordinates: Coordinates, native: bool) -> None:
         self.goal, self.calls = goal, 0
-        names, spreads = coordinates.names, coordinates.spreads
         self.constants = coordinates.centred, coordinates.signed
-
-        def gradient(vector: Tensor, centred: Tensor, signed: Tensor) -> tuple[Tensor, Tensor]:
-            at = Coordinates(goal, names, centred, signed, spreads)
-            return value_and_gradient(lambda w: log_density(at, w), vector)
-
-        self.replay: Callable[..., tuple[Tensor, Tensor]] = gradient
-        if goal.density.compiled.mode != "eager":
-            step = trace(gradient, (goal.start, *self.constants), (), gradients=True)
-            fixed = step.constants(())
-            body: Callable[..., Any] = torch.compile(step.body, fullgraph=True, dynamic=False) if native else step.body
-            self.replay = lambda *inputs: body(*inputs, *fixed)
+        self.replay = _replay(goal, coordinates, native)
 
     def move(self, coordinates: Coordinates) -> None:
         """Go on in other coordinates of the same sites; nothing is captured anew."""
@@ -43,6 +34,30 @@ class Moving:
                 self.goal.embed(torch.from_numpy(x).to(self.goal.start.dtype)), *self.constants
             )
         return value.item(), gradient[self.goal.free].double().numpy()
+
+
+def _replay(goal: Target, coordinates: Coordinates, native: bool) -> Replay:
+    """Value and gradient as a function of the vector, its centredness and its signs."""
+    density, names = goal.density, coordinates.names
+
+    def gradient(vector: Tensor, centred: Tensor, signed: Tensor, *data: Tensor) -> tuple[Tensor, Tensor]:
+        # With its data as inputs, so that one capture serves all data of a shape.
+        own = replace(goal, density=replace(density, data=data, _constants={})) if data else goal
+        return value_and_gradient(lambda w: log_density(Coordinates(own, names, centred, signed), w), vector)
+
+    compiled = density.compiled
+    if compiled.mode == "eager":
+        return gradient
+    data = density.data if compiled.mode == "captured" else ()
+
+    def make() -> tuple[Step, Replay]:
+        step = trace(gradient, (goal.start, coordinates.centred, coordinates.signed), data, gradients=True)
+        return step, torch.compile(step.body, fullgraph=True, dynamic=False) if native else step.body
+
+    # What is held at given values is written into the capture, which then serves this fit alone.
+    step, body = make() if goal.fixed else compiled.once(("nuts", names, native), make)
+    fixed = step.constants(data)
+    return lambda *inputs: body(*inputs, *fixed)
 
 
 def log_density(at: Coordinates, w: Tensor) -> Tensor:
