@@ -24,17 +24,18 @@ FLOORS: list[dict[str, str]] = [
         " sites open factors program"
     },
     {"compiler": "steps order plan lower arguments step layout roles density expected marginal"},
-    {"tables": "results states support read gaps frame data formula design"},
+    {"tables": "results states support read gaps frame labels cells data formula design"},
     {
         "posterior": "series ends evaluated marginals traceback kbest decode prefix blocks pointwise forecast curves align"
         " simulate checks residuals inference_data"
     },
     {
-        "infer": "progress restrict target lbfgs starts checkpoint information profile guide bound occupied verdict warm mle svi minibatch"
+        "infer": "progress restrict target lbfgs starts checkpoint information profile guide minibatch objective bound occupied verdict warm mle svi_state svi"
         " metric laplace_members laplace laplace_exact laplace_fit closed_forms expectation em noncentred whiten"
         " moving sampler draws pilot nuts"
     },
-    {"": "datasets simulators questions effects components summary fitting plots saved"},
+    {"simulators": "holes chains groups"},
+    {"": "datasets questions effects components summary fitting plots saved"},
     {
         "models": "emissions spec inputs template starts order model_fit mixed_hmm glm_hmm base streams hmm gaussian mixture regression"
         " semi_markov continuous_time recapture"
