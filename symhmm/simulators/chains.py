@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from symhmm.distributions import generator_matrix, stationary_distribution, stationary_of_generator, transition_after
-from symhmm.simulators.holes import Emissions, Holes, Truth, check_emissions, check_sizes, observed, seeded
+from symhmm.simulators.holes import WHOLE, Emissions, Holes, Truth, check_emissions, check_sizes, observed, seeded
 from symhmm.tables.data import SequenceData
 
 
@@ -21,7 +21,7 @@ def simulate_hmm(
     slope: Tensor | None = None,
     spread: float | Tensor = 0.0,
     weights: Tensor | None = None,
-    holes: Holes = Holes(),
+    holes: Holes = WHOLE,
     seed: int = 0,
 ) -> tuple[SequenceData, Truth]:
     """Simulate hidden Markov chains, with a covariate, random effects or kinds of individuals where asked for.
@@ -89,7 +89,7 @@ def simulate_semi_markov(
     emissions: Emissions,
     *,
     moves: Tensor | None = None,
-    holes: Holes = Holes(),
+    holes: Holes = WHOLE,
     seed: int = 0,
 ) -> tuple[SequenceData, Truth]:
     """Simulate chains whose states last for times with distributions of their own; a state begins with the data.
@@ -134,7 +134,7 @@ def simulate_continuous_time(
     emissions: Emissions,
     *,
     apart: float = 1.0,
-    holes: Holes = Holes(),
+    holes: Holes = WHOLE,
     seed: int = 0,
 ) -> tuple[SequenceData, Truth]:
     """Simulate chains in continuous time, observed at the times of a Poisson process; ``time`` is a covariate.

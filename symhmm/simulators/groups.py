@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from symhmm.simulators.holes import Emissions, Holes, Truth, check_emissions, check_sizes, observed, seeded
+from symhmm.simulators.holes import WHOLE, Emissions, Holes, Truth, check_emissions, check_sizes, observed, seeded
 from symhmm.tables.data import SequenceData
 
 
@@ -28,7 +28,7 @@ def simulate_captures(
     >>> (data.seen.sum(0) > 0).all()
     tensor(True)
     """
-    check_sizes(num_sequences, num_steps, None, Holes())
+    check_sizes(num_sequences, num_steps, None, WHOLE)
     by_interval = [torch.as_tensor(v, dtype=torch.get_default_dtype()).expand(num_steps - 1) for v in (phi, p)]
     with seeded(seed):
         first = torch.randint(num_steps - 1, (num_sequences,))
@@ -37,7 +37,7 @@ def simulate_captures(
             here = t > first
             alive = torch.where(here, alive * torch.bernoulli(by_interval[0][t - 1].expand(num_sequences)), alive)
             caught = alive * torch.bernoulli(by_interval[1][t - 1].expand(num_sequences))
-            seen.append(torch.where(here, caught, (torch.as_tensor(t == first).to(alive)))
+            seen.append(torch.where(here, caught, (first == t).to(alive)))
             states.append(torch.where(t < first, -1, alive.long()))
     data = SequenceData.from_tensors({"seen": torch.stack(seen)})
     return data, Truth({"phi": phi, "p": p}, torch.stack(states))
@@ -76,7 +76,7 @@ def simulate_regression(
     """
     import pandas as pd
 
-    check_sizes(num_groups, rows, None, Holes())
+    check_sizes(num_groups, rows, None, WHOLE)
     columns = fixed.shape[-1]
     with seeded(seed):
         kinds = None if weights is None else torch.multinomial(weights, num_groups, replacement=True)
@@ -100,7 +100,7 @@ def simulate_mixture(
     emissions: Emissions,
     *,
     rows: int = 1,
-    holes: Holes = Holes(),
+    holes: Holes = WHOLE,
     seed: int = 0,
 ) -> tuple[SequenceData, Truth]:
     """Simulate individuals of several components, ``rows`` rows each; latent classes where emissions are Bernoulli.
@@ -125,5 +125,3 @@ def simulate_mixture(
         kinds = torch.multinomial(weights, num_sequences, replacement=True)
         data, _ = observed(kinds.expand(rows, -1), emissions, holes, {})
     return data, Truth({"weights": weights}, None, kinds)
-
-

@@ -61,6 +61,9 @@ class Holes:
             )
 
 
+WHOLE = Holes()  # nothing is missing
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """A stretch of code with random numbers of its own."""
