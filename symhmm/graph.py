@@ -13,6 +13,10 @@ from torch.distributions import constraints
 from symhmm.errors import GraphError
 
 funsor.set_backend("torch")
+# funsor 0.4.8 asks whether a value is a compiled function of JAX as soon as anyone has imported JAX, of a type that it
+# only looks up for its own JAX backend.
+if funsor.util._JAX_COMPILED_FUNCTION_TYPE is None:
+    funsor.util._JAX_COMPILED_FUNCTION_TYPE = ()
 
 Role = Literal["discrete latent", "observed", "continuous latent", "factor"]
 

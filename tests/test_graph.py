@@ -1,5 +1,8 @@
 """Factor graphs: checked before use, printed as a table, made by hand without Pyro."""
 
+import sys
+import types
+
 import funsor
 import pytest
 import torch
@@ -70,3 +73,8 @@ def test_hand_made_graph_with_a_real_input_compiles_and_differentiates():
     )
     torch.testing.assert_close(value, terms.logsumexp(0), rtol=1e-12, atol=0)
     torch.testing.assert_close(gradient[0], terms.softmax(0)[1] * -1.7, rtol=1e-12, atol=0)
+
+
+def test_jax_in_the_same_process_does_no_harm(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax", types.ModuleType("jax"))
+    assert term(z=2)(z=1).data == 0
