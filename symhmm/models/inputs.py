@@ -137,13 +137,17 @@ def bind(spec: Spec, data: SequenceData, like: Bound | None = None) -> Bound:
         for g in d.groups:
             _add_group(g, frame, data, what, code, levels, kinds)
     size = {name: len(levels[name]) for name in kinds if kinds[name] == OTHER}
-    size |= {data.labels.id: data.num_sequences}
-    if data.mask.dim() == 3:
-        size |= {data.labels.session or SESSION: data.num_sessions}
+    size |= dict(zip(plates(data), reversed(data.mask.shape[1:]), strict=True))
     streams = {n: _numbers(data.streams[n], spec, n) for n in spec.emissions}
     observed = {n: data.observed[n] for n in spec.emissions}
     inputs = Inputs(streams, observed, x, code, size, data.num_steps, _known(spec, data))
     return Bound(spec, data, blocks, inputs, levels, kinds)
+
+
+def plates(data: SequenceData) -> tuple[str, ...]:
+    """Names of the plates of a program, of subjects first, then of sessions: those of their columns."""
+    names = (data.labels.id or "individual", data.labels.session or SESSION)
+    return names[: data.mask.dim() - 1]
 
 
 def covariate_frame(data: SequenceData) -> Any:

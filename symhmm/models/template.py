@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 import symhmm.distributions as ours
-from symhmm.models.inputs import OTHER, SESSION, SUBJECT, Block, Bound
+from symhmm.models.inputs import OTHER, SESSION, SUBJECT, Block, Bound, plates
 from symhmm.models.spec import Predictor, Spec
 from symhmm.tables.design import GroupDesign
 
@@ -112,18 +112,18 @@ class _Writer:
         for plate, lines in self.plates.items():
             if self.bound.kinds[plate] == OTHER:
                 body += [f"with pyro.plate({_quoted(plate)}, data.size[{_quoted(plate)}], dim=-1):", *_in(lines)]
-        labels = self.bound.data.labels
+        names = plates(self.bound.data)
         inner = [*self.etas, *loop]
         subject = [line for plate, lines in self.plates.items() if self.bound.kinds[plate] == SUBJECT for line in lines]
-        if self.bound.data.mask.dim() == 3:
-            session = labels.session or SESSION
+        if len(names) > 1:
+            session = names[1]
             own = [line for plate, lines in self.plates.items() if self.bound.kinds[plate] == SESSION for line in lines]
             inner = [
                 f"with pyro.plate({_quoted(session)}, data.size[{_quoted(session)}], dim=-2):",
                 *_in([*own, *inner]),
             ]
         body += [
-            f"with pyro.plate({_quoted(labels.id)}, data.size[{_quoted(labels.id)}], dim=-1):",
+            f"with pyro.plate({_quoted(names[0])}, data.size[{_quoted(names[0])}], dim=-1):",
             *_in([*subject, *inner]),
         ]
         signature = "data, start, prior" if self.prior else "data, start"

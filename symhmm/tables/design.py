@@ -223,7 +223,7 @@ def _check_missing(frame: Any, names: Sequence[str], what: str) -> None:
             raise DataError(
                 f"covariate {name!r} of the {what} is missing in {int(bad.sum())} of {len(frame)} rows.",
                 details=[f"rows {named_rows(frame, bad)}"],
-                suggestion="read the data with missing='carry' or 'interpolate', or leave these rows out",
+                suggestion="read the data with missing_covariates='carry' or 'interpolate', or leave these rows out",
             )
 
 
