@@ -41,13 +41,15 @@ def ascend(
     tolerance: float = 1e-5,
     max_evaluations: int = 2000,
     precision: float = float(np.finfo(np.float64).eps),
+    unit: Array | None = None,
 ) -> Ascent:
     """Maximise ``evaluate`` from ``start`` by L-BFGS (Nocedal 1980) with the line search of More and Thuente (1994).
 
     Converged means that the squared gradient norm in the metric of the inverse Hessian, ``g' H^-1 g / 2``, is at most
     ``tolerance``: this is what a Newton step would still gain, in nats, and does not depend on the units of any
     parameter. Where the run ends without reaching it, it starts again from its best point with an empty memory.
-    ``precision`` is the relative rounding error of the objective, below which no gain can be seen.
+    ``precision`` is the relative rounding error of the objective, below which no gain can be seen. ``unit``, shape (n,), is
+    a length of each coordinate over which the objective changes alike: the first steps are taken in these units.
 
     >>> hill = ascend(lambda x: (-float(x @ x), -2 * x), np.ones(3))
     >>> hill.converged, bool(np.abs(hill.x).max() < 1e-6)
@@ -56,6 +58,7 @@ def ascend(
     from scipy.optimize import minimize
 
     search = _Search(evaluate, max_evaluations)
+    unit = np.ones_like(start) if unit is None else unit
     gain = np.inf
     try:
         value, gradient = search(start)
@@ -74,9 +77,15 @@ def ascend(
                 "gtol": 0.0,
                 "maxls": 30,
             }
-            result = minimize(search.negative, search.best[0], jac=True, method="L-BFGS-B", options=options)
+
+            def downhill(z: Array) -> tuple[float, Array]:
+                value, gradient = search.negative(z * unit)
+                return value, gradient * unit
+
+            result = minimize(downhill, search.best[0] / unit, jac=True, method="L-BFGS-B", options=options)
             x, value, gradient = search.best
-            gain = 0.5 * float(gradient @ result.hess_inv.dot(gradient))
+            slope = gradient * unit
+            gain = 0.5 * float(slope @ result.hess_inv.dot(slope))
             if gain <= max(tolerance, rounding):
                 return Ascent(x, value, gradient, gain, True, search.trace)
             if len(search.trace) >= max_evaluations or value <= before:

@@ -25,6 +25,7 @@ from symhmm.tables.results import LOG_LIKELIHOOD, LOG_POSTERIOR, Estimate, Optim
 @dataclass(frozen=True, eq=False)
 class State:
     """A fit between two starts: ``ascents`` are the finished ones; ``log`` holds the evaluations of the one under way.
+    ``unit`` is the length of each coordinate in which the first steps are taken.
 
     An interrupted ascent is continued by repeating it with its logged values and gradients, which costs nothing and
     gives the same numbers as if it had never stopped.
@@ -33,6 +34,7 @@ class State:
     goal: Target
     method: str
     starts: tuple[Array, ...]
+    unit: Array
     ascents: tuple[Ascent, ...] = ()
     log: tuple[tuple[float, Array], ...] = ()
     evaluations: int = 0
@@ -108,7 +110,7 @@ def run(
                 break
             file.write(_saved(state))
     except KeyboardInterrupt:
-        state, stopped = state or State(goal, method, (goal.x,)), True
+        state, stopped = state or State(goal, method, (goal.x,), np.ones(goal.size)), True
     seconds = time.perf_counter() - began
     return assemble(goal, method, state.ascents, state.evaluations, max_evaluations, stopped, seconds)
 
@@ -123,9 +125,9 @@ def init(goal: Target, method: str, options: Options) -> State:
         return goal.evaluate(x)
 
     scale = scales(evaluate, goal.x, max(count_observations(goal.density), 1))
-    scale = scale * jitter_sizes(goal, options.jitter)
-    starts = draw_starts(evaluate, goal.x, scale, options.restarts, seed=options.seed, screen=options.screen)
-    return State(goal, method, tuple(starts), evaluations=count)
+    sizes = scale * jitter_sizes(goal, options.jitter)
+    starts = draw_starts(evaluate, goal.x, sizes, options.restarts, seed=options.seed, screen=options.screen)
+    return State(goal, method, tuple(starts), scale, evaluations=count)
 
 
 def step(
@@ -157,6 +159,7 @@ def step(
             tolerance=options.tolerance,
             max_evaluations=options.max_evaluations,
             precision=options.precision,
+            unit=state.unit,
         )
     finally:
         report.close()
@@ -227,7 +230,7 @@ def assemble(
 
 
 def _saved(state: State) -> dict[str, Any]:
-    out = saved_ascents(state.starts, state.ascents, state.evaluations)
+    out = saved_ascents(state.starts, state.ascents, state.evaluations) | {"unit": state.unit}
     if state.log:
         out |= {"log.values": np.array([v for v, _ in state.log]), "log.gradients": np.stack([g for _, g in state.log])}
     return out
@@ -237,4 +240,6 @@ def _restored(goal: Target, method: str, arrays: dict[str, Any] | None) -> State
     if arrays is None:
         return None
     log = tuple(zip(arrays.get("log.values", np.zeros(0)).tolist(), arrays.get("log.gradients", ()), strict=True))
-    return State(goal, method, tuple(arrays["starts"]), restored_ascents(arrays), log, int(arrays["evaluations"]))
+    return State(
+        goal, method, tuple(arrays["starts"]), arrays["unit"], restored_ascents(arrays), log, int(arrays["evaluations"])
+    )

@@ -37,8 +37,8 @@ def of_ascent(
             False, "the density is flat", ("it does not depend on the free values",), "check what is observed"
         )
     edges = at_edge(goal, vector)
-    remarks = (JOINT,) if any(e.plates for e in goal.entries) and any(e.is_param for e in goal.entries) else ()
-    remarks += unused_states(goal.density, values)
+    joint = any(e.plates for e in goal.entries) and any(e.is_param for e in goal.entries)
+    remarks = (*((JOINT,) if joint else ()), *unused_states(goal.density, values))
     measured = f"largest gradient {np.abs(best.gradient).max():.2g}, next step gains {best.gain:.2g} nats"
     if not best.converged:
         causes = (measured, *(f"at the edge: {e}" for e in edges), *remarks)
