@@ -65,10 +65,7 @@ def reordered(estimate: Estimate, density: Density, bound: Bound, order: Tensor)
         for e in density.layout.entries:
             if e.name in moves:
                 source[e.start : e.stop] = moves[e.name](source[e.start : e.stop].reshape(e.free_shape)).reshape(-1)
-        target = torch.empty_like(source)
-        target[source] = torch.arange(density.size)
-        blocks = tuple(replace(b, index=target[b.index]) for b in posterior.blocks)
-        posterior = replace(posterior, vector=posterior.vector[source], blocks=blocks)
+        posterior = posterior.permuted(source)
     return replace(estimate, values=values, vector=density.pack(values), posterior=posterior)
 
 
