@@ -3,55 +3,18 @@
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from symhmm.errors import DataError
-
-
-class Labels:
-    """Names that belong to tensors. All labels are equal: nothing that is compiled for data depends on them.
-
-    Args:
-        ids: the N individuals, in the order of their plate.
-        id, time, session, states: names of the table's columns; empty where it had none.
-        times: array of shape (T, [S,] N) of the times as they were; None if steps were never timed.
-        sessions: array of shape (S, N) of the sessions' names; None without sessions.
-        units: unit of each column that has one.
-        notes: what was done to the table while it was read, one sentence each.
-        backend: kind of data frame that came in, and goes out.
-    """
-
-    def __init__(
-        self,
-        ids: Sequence[Any],
-        *,
-        id: str = "id",
-        time: str = "",
-        session: str = "",
-        states: str = "state",
-        times: np.ndarray | None = None,
-        sessions: np.ndarray | None = None,
-        units: Mapping[str, str] | None = None,
-        notes: Sequence[str] = (),
-        backend: str = "pandas",
-    ) -> None:
-        self.ids, self.id, self.time, self.session, self.states = tuple(ids), id, time, session, states
-        self.times, self.sessions = times, sessions
-        self.units, self.notes, self.backend = dict(units or {}), tuple(notes), backend
-
-    def but(self, **changes: Any) -> "Labels":
-        """The same with some of them replaced."""
-        return Labels(**{**vars(self), **changes})
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Labels)
-
-    def __hash__(self) -> int:
-        return hash(Labels)
+from symhmm.tables.cells import check_shapes, columns_of, tensors_of
+from symhmm.tables.frame import Spec, long_table
+from symhmm.tables.gaps import Policy
+from symhmm.tables.labels import Labels, described
+from symhmm.tables.states import native_frame
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -95,6 +58,73 @@ class SequenceData:
     labels: Labels = field(default_factory=lambda: Labels(()))
 
     @classmethod
+    def from_frame(
+        cls,
+        table: Any,
+        *,
+        id: str | None = None,
+        time: str | None = None,
+        session: str | None = None,
+        streams: Sequence[str] | Mapping[str, str | Sequence[str]],
+        covariates: Sequence[str] = (),
+        groups: Sequence[str] = (),
+        states: str | None = None,
+        step: Any = None,
+        missing_covariates: Policy = "error",
+        support: Mapping[str, Any] | None = None,
+        categories: Mapping[str, Sequence[Any]] | None = None,
+        units: Mapping[str, str] | None = None,
+        pad: int | Literal["longest", "bucket"] = "longest",
+        dtype: torch.dtype = torch.float64,
+    ) -> "SequenceData":
+        """Data from a long table, one row per individual and time. Rows may come in any order if ``time`` is given.
+
+        Args:
+            table: a pandas, polars or Arrow table, a mapping of columns, or the path of a CSV or Parquet file.
+            id: column that names individuals; None if all rows are of one.
+            time: column of times, numbers or dates; None takes the rows of each individual in their order.
+            session: column that names sessions, each a chain of its own; random effects stay with the individual.
+            streams: columns of what was observed; ``{"move": ["x", "y"]}`` makes a stream of several columns. Text
+                becomes codes of its sorted levels.
+            covariates: columns that may change from row to row.
+            groups: columns that are constant within an individual.
+            states: column of known states, empty where unknown.
+            step: length of a step (``0.5``, ``"15min"``, a timedelta, or ``"auto"``): masked steps are inserted where times
+                skip some. None inserts nothing, and warns of gaps; ``"order"`` says that this is meant.
+            missing_covariates: ``error``, ``carry`` (the last value before) or ``interpolate`` (linear in time).
+            support: family of emissions by stream, ``{"step": "gamma"}``: values it cannot explain are refused.
+            categories: levels of text columns in the order of their codes, by column.
+            units: by column, for labels.
+            pad: ``longest`` sequence; ``bucket``, a round number of steps above it, so that other data reuse a
+                compiled step; or a number of steps.
+            dtype: of streams and covariates.
+
+        Raises:
+            DataError: unknown columns, missing or mixed ids, the same time twice, infinite values, a stream that is
+                missing throughout, values outside of a support, missing covariates without a policy: each names the column
+                and the rows.
+
+        >>> table = {"ID": ["a", "a", "b"], "t": [1, 0, 0], "step": [1.5, 2.0, None]}
+        >>> SequenceData.from_frame(table, id="ID", time="t", streams=["step"])
+        SequenceData: 2 individuals, 1-2 steps, torch.float64
+          step  stream  1 missing, 1.5 to 2
+          rows were not in order of individual and time, and have been sorted
+          1 of 2 sequences have a single row
+        """
+        pairs = streams.items() if isinstance(streams, Mapping) else [(n, n) for n in _listed(streams, "streams")]
+        many = {n: (c,) if isinstance(c, str) else tuple(c) for n, c in pairs}
+        if not many:
+            raise DataError("no stream of observations is named.", suggestion='streams=["step", "angle"]')
+        for n in support or {}:
+            if n not in many:
+                raise DataError(f"support= names {n!r}, which is no stream.", details=[f"streams: {', '.join(many)}"])
+        spec = Spec(
+            id, time, session, many, _listed(covariates, "covariates"), _listed(groups, "groups"), states, step,
+            missing_covariates, support, categories,
+        )  # fmt: skip
+        return cls.from_tensors(**tensors_of(long_table(table, spec), spec, units, pad, dtype))
+
+    @classmethod
     def from_tensors(
         cls,
         streams: Mapping[str, Tensor],
@@ -129,12 +159,12 @@ class SequenceData:
         masks = (
             {} if observed is None else observed if isinstance(observed, Mapping) else dict.fromkeys(streams, observed)
         )
-        _check_shapes({f"stream {n!r}": x for n, x in streams.items()}, size, events=True)
-        _check_shapes({f"observed[{n!r}]": x for n, x in masks.items()}, size)
-        _check_shapes({f"covariate {n!r}": x for n, x in (covariates or {}).items()}, size)
-        _check_shapes({f"group {n!r}": x for n, x in (groups or {}).items()}, size[-1:])
-        _check_shapes({} if states is None else {"states": states}, size)
-        _check_shapes({} if lengths is None else {"lengths": lengths}, size[1:])
+        check_shapes({f"stream {n!r}": x for n, x in streams.items()}, size, events=True)
+        check_shapes({f"observed[{n!r}]": x for n, x in masks.items()}, size)
+        check_shapes({f"covariate {n!r}": x for n, x in (covariates or {}).items()}, size)
+        check_shapes({f"group {n!r}": x for n, x in (groups or {}).items()}, size[-1:])
+        check_shapes({} if states is None else {"states": states}, size)
+        check_shapes({} if lengths is None else {"lengths": lengths}, size[1:])
         lengths = torch.full(size[1:], size[0]) if lengths is None else lengths
         inside = torch.arange(size[0]).reshape(-1, *[1] * lengths.dim()) < lengths
         seen, filled = {}, {}
@@ -261,6 +291,22 @@ class SequenceData:
         """The opposite of `scatter`: values (T, [S,] N, ...) of all cells as rows (R, ...) in the order of `frame`."""
         return values[self.cells()]
 
+    def frame(self, backend: str | None = None) -> Any:
+        """The long table of all steps within sequences, by individual, session and time: R rows.
+
+        Streams are empty where nothing was observed, steps inserted for gaps are rows too, with their covariates, and text
+        is text again. ``data.rows[data.cells()]`` are the rows of the table that was read, -1 for inserted steps.
+
+        Args:
+            backend: ``pandas``, ``polars`` or ``pyarrow``; None takes what came in.
+
+        >>> SequenceData.from_tensors({"y": torch.tensor([[1.0, 2.0]])}, ids=["ann", "bo"]).frame()
+            id    y
+        0  ann  1.0
+        1   bo  2.0
+        """
+        return native_frame(columns_of(self), backend or self.labels.backend)
+
     def take(self, ids: Sequence[Any]) -> "SequenceData":
         """Some of the individuals, in the order given, padded to the longest of them.
 
@@ -321,38 +367,7 @@ class SequenceData:
         )
 
     def __repr__(self) -> str:
-        used = self.lengths[self.lengths > 0]
-        shortest, longest = (int(used.min()), int(used.max())) if len(used) else (0, 0)
-        steps = f"{longest}" if shortest == longest else f"{shortest}-{longest}"
-        sessions = f" in {len(used)} sessions" if self.mask.dim() == 3 else ""
-        rows: list[tuple[str, str, str]] = []
-        inside = self.inside
-        for n, x in self.streams.items():
-            seen = self.observed[n]
-            rows.append((n, "stream", f"{int((inside & ~seen).sum())} missing, {_range(x[seen], self.levels.get(n))}"))
-        for n, x in self.covariates.items():
-            rows.append((n, "covariate", _range(x[inside], self.levels.get(n))))
-        for n in self.groups:
-            rows.append((n, "group", _range(self.groups[n].double(), self.levels.get(n))))
-        if self.states is not None:
-            known = self.states[inside] >= 0
-            what = f"{int((~known).sum())} unknown, {_range(self.states[inside][known], self.state_names or None)}"
-            rows.append((self.labels.states, "states", what))
-        wide = [max(len(r[i]) for r in rows) for i in range(2)]
-        lines = [f"  {a:<{wide[0]}}  {b:<{wide[1]}}  {c}".rstrip() for a, b, c in rows]
-        title = f"SequenceData: {self.num_sequences} individuals{sessions}, {steps} steps, {self.dtype}"
-        return "\n".join([title, *lines, *(f"  {note}" for note in self.labels.notes)])
-
-
-def _check_shapes(tensors: Mapping[str, Tensor], wanted: tuple[int, ...], events: bool = False) -> None:
-    for name, x in tensors.items():
-        dims = (len(wanted), len(wanted) + events)
-        if tuple(x.shape[: len(wanted)]) != wanted or x.dim() not in dims:
-            raise DataError(
-                f"{name} has the wrong shape.",
-                details=[f"seen {tuple(x.shape)}, wanted {wanted}"],
-                suggestion="tensors of shape (steps, individuals) or (steps, sessions, individuals)",
-            )
+        return described(self)
 
 
 def _cells(inside: Tensor) -> tuple[Tensor, ...]:
@@ -372,11 +387,7 @@ def _harmless(x: Tensor, seen: Tensor) -> Tensor:
     return torch.where(seen.reshape(*seen.shape, *[1] * (x.dim() - seen.dim())), x, value)
 
 
-def _range(x: Tensor, levels: Sequence[Any] | None) -> str:
-    if levels is not None:
-        shown = ", ".join(f"{i} = {v}" for i, v in enumerate(levels[:6]))
-        return f"{len(levels)} levels: {shown}" if len(levels) <= 6 else f"{len(levels)} levels: {shown}, ..."
-    if not x.numel():
-        return "no values"
-    low, high = float(x.min()), float(x.max())
-    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+def _listed(names: Sequence[str], what: str) -> tuple[str, ...]:
+    if isinstance(names, str):
+        raise DataError(f"{what}={names!r} is no list of columns.", suggestion=f"{what}=[{names!r}]")
+    return tuple(names)
