@@ -106,3 +106,8 @@ def test_a_level_that_was_not_there(frame):
 def test_no_fixed_part(frame):
     d = design("~ 0 + (1 | id)", frame)
     assert d.columns == () and d.fixed(frame).shape == (12, 0)
+
+
+def test_a_single_group_has_no_spread(frame):
+    with pytest.raises(SpecError, match=r"single group(.|\n)*'a'"):
+        design("~ (1 | id)", frame[:4])

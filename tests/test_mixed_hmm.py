@@ -1,6 +1,7 @@
 """Formulas against the forward algorithm written out by hand: values and gradients, for every place a formula can stand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyro
@@ -188,6 +189,25 @@ def test_sessions_within_subjects():
     assert density.layout["transitions|ID:trip"].plates == {"ID": -1, "trip": -2}
 
 
+def test_sessions_with_names_of_their_own_and_in_common():
+    """``(1 | trip)`` where trips have names of their own is one effect per trip, and where subjects share them, one for all."""
+    data = tensors(sessions=True)
+    model = MixedHMM(2, {"n": "poisson"}, initial="uniform", transitions="~ (1 | trip)")
+
+    def oracle(v, own):
+        u = v["transitions|trip"]
+        logits = with_zero_diagonal(v["transitions"] + (u if own else u[:, None]))
+        e = emitted(data, "n", dist.Poisson(v["n.rate"]))
+        total = forward(torch.full((2,), 0.5).log(), lambda t: logits.expand(S, N, 2, 2), e, data.inside).sum()
+        return total + normal(u, v["transitions|trip.sd"])
+
+    compare(model, data, lambda v: oracle(v, own=False))
+    names = np.array([[f"{i}{k}" for i in IDS] for k in "ab"], dtype=object)
+    data = replace(data, labels=data.labels.but(sessions=names))
+    density = compare(model, data, lambda v: oracle(v, own=True))
+    assert density.layout["transitions|trip"].shape == (S, N, 2, 1)
+
+
 def test_groups_above_and_across_subjects():
     data = tensors()
     model = MixedHMM(
@@ -348,6 +368,7 @@ def test_one_state_and_subjects_of_their_own():
     [
         ({"emissions": {"step": "gama"}}, ["'gama'", "'step'", "'gamma'"]),
         ({"emissions": {}}, ["no emissions"]),
+        ({"emissions": {"z": "gamma"}}, ["'z'", "rename"]),
         ({"formulas": {"step.men": "~ x"}}, ["'men'", "'step.mean'"]),
         ({"formulas": {"stop.mean": "~ x"}}, ["'stop.mean'", "'step.mean'"]),
         ({"formulas": {"step.mean": "~ x +"}}, ["formula of step.mean", "empty term"]),

@@ -136,7 +136,11 @@ def bind(spec: Spec, data: SequenceData, like: Bound | None = None) -> Bound:
                 x[coding.expr] = _still(data.scatter(coding(frame, what)).to(data.dtype), data)
         for g in d.groups:
             _add_group(g, frame, data, what, code, levels, kinds)
-    size = {name: len(levels[name]) for name in kinds if kinds[name] == OTHER}
+    size = {
+        f"{name} in common" if name in plates(data) else name: len(levels[name])
+        for name in kinds
+        if kinds[name] == OTHER
+    }
     size |= dict(zip(plates(data), reversed(data.mask.shape[1:]), strict=True))
     streams = {n: _numbers(data.streams[n], spec, n) for n in spec.emissions}
     observed = {n: data.observed[n] for n in spec.emissions}
@@ -236,8 +240,13 @@ def kind_of(group: Group, data: SequenceData) -> str:
     old = data.labels
     if group.by == (old.id,):
         return SUBJECT
-    sessions = data.mask.dim() == 3 and old.sessions is not None
-    return SESSION if sessions and set(group.by) == {old.id, old.session} else OTHER
+    if data.mask.dim() < 3 or old.sessions is None or old.session not in group.by:
+        return OTHER
+    if set(group.by) == {old.id, old.session}:
+        return SESSION
+    # Sessions whose names are their own, whoever had them.
+    names = np.asarray(old.sessions)[data.lengths.numpy() > 0].tolist()
+    return SESSION if group.by == (old.session,) and len(set(names)) == len(names) else OTHER
 
 
 def _still(x: Tensor, data: SequenceData, events: int = 1) -> Tensor:

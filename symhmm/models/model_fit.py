@@ -98,7 +98,9 @@ class ModelFit(Fit):
     def in_order(self, by: str | None) -> "ModelFit":
         """The same fit with its states in the order of the means of ``by`` (a parameter or stream), where they can be moved."""
         order = new_order(self.bound, self.values, by)
-        if order is None or order.tolist() == list(range(len(order))):
+        # Draws of a simplex do not move with its numbers in the unconstrained space.
+        drawn = self.bound.spec.initial == "free" and bool(self.prior) and self.estimate.posterior is not None
+        if order is None or drawn or order.tolist() == list(range(len(order))):
             return self
         return replace(self, estimate=reordered(self.estimate, self.density, self.bound, order))
 

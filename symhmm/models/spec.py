@@ -10,6 +10,7 @@ from symhmm.tables.design import closest
 from symhmm.tables.formula import Formula, parse
 
 Formulas = str | Mapping[Any, str] | None
+RESERVED = ("z", "known")
 INITIAL = ("stationary", "free", "uniform")
 
 
@@ -189,6 +190,11 @@ def _families(emissions: Mapping[str, str]) -> dict[str, Family]:
     if not isinstance(emissions, Mapping) or not emissions:
         raise SpecError(
             "there are no emissions.", details=[f"seen {emissions!r}"], suggestion='emissions={"step": "gamma"}'
+        )
+    if taken := [s for s in emissions if s in RESERVED]:
+        raise SpecError(
+            f"a stream cannot have the name {taken[0]!r}, which is that of a site of the program.",
+            suggestion=f"rename the column {taken[0]!r}",
         )
     return {stream: family(name, stream) for stream, name in emissions.items()}
 

@@ -109,10 +109,12 @@ class _Writer:
                 self._predictor(p)
         loop = self._loop()
         body = [*self._named("Fixed effects.", self.head)]
+        names = plates(self.bound.data)
         for plate, lines in self.plates.items():
             if self.bound.kinds[plate] == OTHER:
-                body += [f"with pyro.plate({_quoted(plate)}, data.size[{_quoted(plate)}], dim=-1):", *_in(lines)]
-        names = plates(self.bound.data)
+                # Sessions that several subjects have in common are no plate of the chains.
+                called = f"{plate} in common" if plate in names else plate
+                body += [f"with pyro.plate({_quoted(called)}, data.size[{_quoted(called)}], dim=-1):", *_in(lines)]
         inner = [*self.etas, *loop]
         subject = [line for plate, lines in self.plates.items() if self.bound.kinds[plate] == SUBJECT for line in lines]
         if len(names) > 1:

@@ -139,7 +139,14 @@ def design(formula: str | Formula, frame: Any, what: str = "formula") -> Design:
             raise SpecError(
                 f"a random part of the {what} has no effect.", details=[f"seen {g}"], suggestion=f"(1 | {g.name})"
             )
-        groups.append(GroupDesign(g, coding, tuple(dict.fromkeys(group_labels(frame, g.by)))))
+        levels = tuple(dict.fromkeys(group_labels(frame, g.by)))
+        if len(levels) < 2:
+            raise SpecError(
+                f"a random part of the {what} has a single group, and nothing to tell its spread from.",
+                details=[f"seen {g}, whose only group is {levels[0]!r}" if levels else f"seen {g} without data"],
+                suggestion="leave it out, or fit several individuals",
+            )
+        groups.append(GroupDesign(g, coding, levels))
     return Design(f, fixed, tuple(groups))
 
 
