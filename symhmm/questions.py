@@ -10,6 +10,8 @@ from torch import Tensor
 
 from symhmm.compiler.density import Density
 from symhmm.posterior import decode, forecast, marginals, pointwise, prefix, residuals, simulate
+from symhmm.tables.data import SequenceData
+from symhmm.tables.naming import data_among, named, named_all
 from symhmm.tables.states import Answers, Labelled
 
 Sites = Iterable[str] | None
@@ -33,6 +35,17 @@ class Questions(ABC):
     def drawn(self, draws: int) -> list[Mapping[str, Tensor]]:
         """Constrained values drawn from the posterior; the estimate itself where ``draws`` is 0."""
 
+    @property
+    def data(self) -> SequenceData | None:
+        """The sequences among the program's arguments, whose ids and times label the answers; None if there are none."""
+        arguments = self.density.arguments
+        return data_among(arguments.rebuild(arguments.tensors))
+
+    @property
+    def states(self) -> tuple[Any, ...]:
+        """Names of the states, where they have any."""
+        return ()
+
     def smooth(self, sites: Sites = None, *, draws: int = 0) -> Answers:
         """Probabilities of states given all data, see `symhmm.posterior.marginals.smooth`."""
         return self._averaged(lambda v: marginals.smooth(self.density, v, sites), draws)
@@ -55,11 +68,11 @@ class Questions(ABC):
 
     def viterbi(self, sites: Sites = None) -> Answers:
         """Jointly most probable states at the estimate, see `symhmm.posterior.decode.viterbi`."""
-        return decode.viterbi(self.density, self.values, sites)
+        return self._named(decode.viterbi(self.density, self.values, sites))
 
     def posterior_decode(self, sites: Sites = None) -> Answers:
         """Most probable state of each step by itself, see `symhmm.posterior.decode.posterior_decode`."""
-        return decode.posterior_decode(self.density, self.values, sites)
+        return self._named(decode.posterior_decode(self.density, self.values, sites))
 
     def sample_states(self, n: int = 1, *, seed: int = 0, sites: Sites = None, draws: int = 0) -> Answers:
         """Exact draws of all states, ``n`` for each of the values, see `symhmm.posterior.decode.sample_states`."""
@@ -67,26 +80,38 @@ class Questions(ABC):
             decode.sample_states(self.density, v, n, seed=seed + i, sites=sites)
             for i, v in enumerate(self.drawn(draws))
         ]
-        return _combined(found, torch.cat)
+        return self._named(_combined(found, torch.cat))
 
     def predict(self, horizon: int, sites: Sites = None, *, draws: int = 0) -> Answers:
         """Probabilities of future states, see `symhmm.posterior.forecast.predict`."""
-        return self._averaged(lambda v: forecast.predict(self.density, v, horizon, sites), draws)
+        return self._averaged(lambda v: forecast.predict(self.density, v, horizon, sites), draws, steps=False)
 
     def simulate(self, n: int = 1, *, seed: int = 0, new_members: bool = False) -> Answers:
         """New data and states from the program at the estimate, see `symhmm.posterior.simulate.simulate`."""
-        return simulate.simulate(self.density, self.values, n, seed=seed, new_members=new_members)
+        found = simulate.simulate(self.density, self.values, n, seed=seed, new_members=new_members)
+        return found if new_members else self._named(found)
 
     def residuals(self, site: str, *, seed: int = 0) -> Labelled:
         """Quantile residuals of an observed site at the estimate, see `symhmm.posterior.residuals.residuals`."""
-        return residuals.residuals(self.density, self.values, site, seed=seed)
+        found = residuals.residuals(self.density, self.values, site, seed=seed)
+        return named(found, self.data, *self._frames(), self.states)
 
     def log_likelihood_by(self, *frames: str) -> Labelled:
         """Log-likelihood by member of plates or step, see `symhmm.posterior.pointwise.log_likelihood_by`."""
-        return pointwise.log_likelihood_by(self.density, self.values, *frames)
+        found = pointwise.log_likelihood_by(self.density, self.values, *frames)
+        return named(found, self.data, *self._frames(), self.states)
 
-    def _averaged(self, ask: Callable[[Mapping[str, Tensor]], Answers], draws: int) -> Answers:
-        return _combined([ask(v) for v in self.drawn(draws)], lambda x: torch.stack(x).mean(0))
+    def _averaged(self, ask: Callable[[Mapping[str, Tensor]], Answers], draws: int, steps: bool = True) -> Answers:
+        return self._named(_combined([ask(v) for v in self.drawn(draws)], lambda x: torch.stack(x).mean(0)), steps)
+
+    def _named(self, answers: Answers, steps: bool = True) -> Answers:
+        """With the names of the data; ``steps`` of a forecast are after the data, and have no times there."""
+        plates, axes = self._frames()
+        return named_all(answers, self.data, plates, axes if steps else (), self.states)
+
+    def _frames(self) -> tuple[dict[str, int | None], tuple[str, ...]]:
+        graph = self.density.graph
+        return {n: p.dim for n, p in graph.plates.items()}, tuple({**graph.chains, **graph.loops})
 
 
 def _combined(found: list[Answers], how: Callable[[list[Tensor]], Tensor]) -> Answers:

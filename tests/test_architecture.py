@@ -24,7 +24,7 @@ FLOORS: list[dict[str, str]] = [
         " sites open factors program"
     },
     {"compiler": "steps order plan lower arguments step layout roles density expected marginal"},
-    {"tables": "results states support read gaps frame labels cells data scan formula design"},
+    {"tables": "results states support read gaps frame labels cells data naming scan formula design"},
     {
         "posterior": "series ends evaluated marginals traceback kbest decode prefix blocks pointwise forecast curves align"
         " simulate checks residuals inference_data"

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,8 @@ class Labelled:
         labels: for each dimension its members' labels.
         valid: broadcasts with ``values`` (without its last dimensions that are states); False after the last observation
             of a member's sequence. None where all are.
+        along: further columns of `to_frame` by name, such as times: the dimensions they run over, and an array of these.
+        backend: kind of data frame that `to_frame` makes unless asked for another.
 
     >>> p = Labelled("z", torch.tensor([[0.9, 0.1], [0.2, 0.8]]), ("animal", "state"), {"animal": ("ann", "bo")})
     >>> p.sel(animal="bo").values
@@ -34,6 +37,8 @@ class Labelled:
     dims: tuple[str, ...]
     labels: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     valid: Tensor | None = None
+    along: Mapping[str, tuple[tuple[str, ...], np.ndarray]] = field(default_factory=dict)
+    backend: str = "pandas"
 
     def __post_init__(self) -> None:
         full = {d: tuple(self.labels.get(d, range(n))) for d, n in zip(self.dims, self.values.shape, strict=True)}
@@ -70,6 +75,7 @@ class Labelled:
                 dims=tuple(d for d in out.dims if d != dim),
                 labels={d: x for d, x in out.labels.items() if d != dim},
                 valid=valid,
+                along={n: _selected(x, dim, index) for n, x in out.along.items()},
             )
         return out
 
@@ -96,11 +102,13 @@ class Labelled:
         labels = {d: x for d, x in self.labels.items() if d not in (STATE, "from", "to")}
         return replace(self, values=values, labels=labels)
 
-    def to_frame(self, backend: str = "pandas") -> Any:
+    def to_frame(self, backend: str | None = None) -> Any:
         """One row per member that is valid: a column per dimension, then ``value``, or one column per state.
 
+        Steps are numbered, and have their times beside the number where the data had times.
+
         Args:
-            backend: ``pandas`` or ``polars``.
+            backend: ``pandas``, ``polars`` or ``pyarrow``; None takes the kind of the data.
         """
         wide = self.dims[-1:] == (STATE,)
         rows = self.dims[:-1] if wide else self.dims
@@ -109,13 +117,15 @@ class Labelled:
         if self.valid is not None:
             keep = keep & self.valid.reshape(self.valid.shape + (1,) * (len(shape) - self.valid.dim()))
         index = keep.nonzero()
-        columns = {d: [self.labels[d][i] for i in index[:, k].tolist()] for k, d in enumerate(rows)}
+        columns: dict[str, Any] = {d: [self.labels[d][i] for i in index[:, k].tolist()] for k, d in enumerate(rows)}
+        for name, (dims, array) in self.along.items():
+            columns[name] = array[tuple(index[:, rows.index(d)].numpy() for d in dims)]
         picked = self.values[keep]
         if wide:
             columns |= {f"{STATE} {x}": picked[:, k].tolist() for k, x in enumerate(self.labels[STATE])}
         else:
             columns["value"] = picked.tolist()
-        return native_frame(columns, backend)
+        return native_frame(columns, backend or self.backend)
 
     def __repr__(self) -> str:
         shape = ", ".join(f"{d}: {n}" for d, n in zip(self.dims, self.values.shape, strict=True))
@@ -185,6 +195,14 @@ class Answers(Mapping[str, Labelled]):
                 for n, x in self.items_.items()]  # fmt: skip
         score = "" if self.log_prob is None else f", log-density {self.log_prob.item():.4f} nats"
         return "\n".join([f"{self.what}{score}", *rows])
+
+
+def _selected(column: tuple[tuple[str, ...], np.ndarray], dim: str, index: int) -> tuple[tuple[str, ...], np.ndarray]:
+    dims, array = column
+    if dim not in dims:
+        return column
+    place = dims.index(dim)
+    return (*dims[:place], *dims[place + 1 :]), np.asarray(array.take(index, place))
 
 
 def native_frame(columns: Mapping[str, Any], backend: str = "pandas") -> Any:
