@@ -38,7 +38,7 @@ DRIVERS = [
     ("mle", {}),
     ("em", {}),
     ("map", {}),
-    ("svi", {"steps": 1000}),
+    ("svi", {"steps": 1500}),
     ("laplace", {"over": ["loc", "scale"]}),
 ]
 

@@ -4,7 +4,7 @@ import pytest
 
 from symhmm.compiler.density import compile
 from symhmm.errors import FitError
-from symhmm.infer.starts import draw_starts, jitter_sizes, scales
+from symhmm.infer.starts import draw_starts, jitter_sizes, scales, units
 from symhmm.infer.target import target
 
 
@@ -60,3 +60,9 @@ def test_jitter_by_name():
     assert jitter_sizes(g, {"sd": 2.0}).tolist() == [0.0, 2.0]
     with pytest.raises(FitError, match="fitted: loc, sd"):
         jitter_sizes(g, {"scale": 1.0})
+
+
+def test_units_are_the_scale_of_real_values_and_at_most_one_of_logarithms():
+    g = goal(cf.gaussian, cf.sample())
+    assert units(g, np.array([30.0, 4.0])).tolist() == [30.0, 1.0]
+    assert units(g, np.array([0.2, 0.3])).tolist() == [0.2, 0.3]

@@ -16,7 +16,7 @@ from symhmm.infer.information import count_observations
 from symhmm.infer.lbfgs import Ascent, ascend
 from symhmm.infer.progress import Listener, Reporter
 from symhmm.infer.restrict import Order, Tie
-from symhmm.infer.starts import draw_starts, jitter_sizes, scales
+from symhmm.infer.starts import draw_starts, jitter_sizes, scales, units
 from symhmm.infer.target import Array, Target, target
 from symhmm.infer.verdict import of_ascent
 from symhmm.tables.results import LOG_LIKELIHOOD, LOG_POSTERIOR, Estimate, Optima
@@ -127,7 +127,7 @@ def init(goal: Target, method: str, options: Options) -> State:
     scale = scales(evaluate, goal.x, max(count_observations(goal.density), 1))
     sizes = scale * jitter_sizes(goal, options.jitter)
     starts = draw_starts(evaluate, goal.x, sizes, options.restarts, seed=options.seed, screen=options.screen)
-    return State(goal, method, tuple(starts), scale, evaluations=count)
+    return State(goal, method, tuple(starts), units(goal, scale), evaluations=count)
 
 
 def step(

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import numpy as np
+from torch.distributions import constraints
 
 from symhmm.errors import FitError
 from symhmm.infer.lbfgs import Evaluate
@@ -62,6 +63,15 @@ def jitter_sizes(goal: Target, jitter: float | Mapping[str, float]) -> Array:
         )
     place = {i: jitter.get(e.name, 0.0) for e in goal.entries for i in range(e.start, e.stop)}
     return np.array([place[i] for i in goal.moved.tolist()])
+
+
+def units(goal: Target, scale: Array) -> Array:
+    """Lengths in which a climb takes its first steps: the scale, at most one where a logarithm or a logit is moved.
+
+    A weakly determined logarithm has a large scale at the start and none of it later.
+    """
+    real = {i for e in goal.entries if e.constraint is constraints.real for i in range(e.start, e.stop)}
+    return np.array([s if i in real else min(s, 1.0) for i, s in zip(goal.moved.tolist(), scale, strict=True)])
 
 
 def draw_starts(evaluate: Evaluate, x: Array, scale: Array, number: int, *, seed: int, screen: int = 10) -> list[Array]:
