@@ -7,6 +7,15 @@ import torch
 from torch.testing import assert_close
 
 import symhmm
+from symhmm.distributions import (
+    Beta,
+    GammaMeanSd,
+    Hurdle,
+    NegativeBinomialMean,
+    VonMises,
+    ZeroInflated,
+    ZeroOneInflated,
+)
 from symhmm.errors import GraphError, ProgramError
 from symhmm.posterior.residuals import describe, residuals
 
@@ -88,6 +97,27 @@ def test_counts_lie_between_their_bounds():
     assert (u <= by_hand(y, mask, p, cdf(y)) + 1e-9)[mask].all()
     assert (u >= by_hand(y, mask, p, cdf(y - 1)) - 1e-9)[mask].all()
     assert torch.equal(residuals(density, density.initial(), "y_{time}", seed=3).values[mask], found.values[mask])
+
+
+@pytest.mark.parametrize(
+    "emission",
+    [
+        lambda rate: Hurdle(GammaMeanSd(rate, 1.0), 0.2 / rate),
+        lambda rate: ZeroInflated(dist.Poisson(rate), 0.3),
+        lambda rate: NegativeBinomialMean(rate, 0.4),
+        lambda rate: VonMises(0.0, rate),
+        lambda rate: ZeroOneInflated(Beta(rate, 2.0), 0.3, rate / 8),
+    ],
+    ids=["zeros and gamma", "zeros and Poisson", "negative binomial", "angles", "proportions"],
+)
+def test_residuals_of_the_true_model_are_normal(emission):
+    rate, mask, _ = data(300)
+    torch.manual_seed(1)
+    density = symhmm.compile(program, emission(rate).sample(), mask, emission)
+    found = residuals(density, density.initial(), "y_{time}", seed=3)
+    assert torch.equal(found.values.isnan(), ~mask)
+    (row,) = describe(found).rows
+    assert abs(row[1]) < 0.15 and abs(row[2] - 1) < 0.12 and row[3] > 1e-3 and abs(row[4]) < 0.1
 
 
 def test_refusals():

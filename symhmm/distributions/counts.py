@@ -64,6 +64,10 @@ class NegativeBinomialMean(TorchDistribution):
         p = betainc(size, counted + 1, 1 / (1 + self.dispersion * self._mean))
         return torch.where(value < 0, torch.zeros_like(p), p)
 
+    def cdf_below(self, value: Tensor) -> Tensor:
+        """Probability of less than ``value``."""
+        return self.cdf(torch.ceil(value) - 1)
+
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Poisson counts whose rates are drawn from a gamma distribution."""
         with torch.no_grad():

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from symhmm.compiler.density import Density, compile
 from symhmm.compiler.lower import Named
+from symhmm.distributions import Hurdle, NegativeBinomialMean, ZeroInflated, ZeroOneInflated
 from symhmm.errors import GraphError, ProgramError
 from symhmm.graph import FactorGraph
 from symhmm.posterior.evaluated import Evaluated, Values, evaluated
@@ -24,8 +25,8 @@ def residuals(density: Density, values: Values, site: str, *, seed: int = 0) -> 
     """Quantile (pseudo-)residuals of an observed site of a time loop, given the data of all steps before.
 
     z_t = Phi^-1(P(Y_t <= y_t | y_1..y_{t-1})), independent standard normal if the model is right (Zucchini, MacDonald and
-    Langrock 2016, section 6.2). For counts and categories a uniform number is drawn between P(Y_t < y_t) and
-    P(Y_t <= y_t) (Dunn and Smyth 1996). Other streams of the same step are left out.
+    Langrock 2016, section 6.2). For counts, categories and exact zeros or ones a uniform number is drawn
+    between P(Y_t < y_t) and P(Y_t <= y_t) (Dunn and Smyth 1996). Other streams of the same step are left out.
 
     Args:
         values: constrained parameters and continuous latents.
@@ -42,9 +43,8 @@ def residuals(density: Density, values: Values, site: str, *, seed: int = 0) -> 
     """
     at = evaluated(density, values)
     loop = _loop_of(at, site)
-    family = at.graph.observed[site].family
     upper = _forecast(at, _distribution(density, values, site, strict=False), loop, site)
-    if family in _DISCRETE:
+    if at.graph.observed[site].family in _WITH_ATOMS:
         lower = _forecast(at, _distribution(density, values, site, strict=True), loop, site)
         generator = torch.Generator().manual_seed(seed)
         share = torch.rand(upper.values.shape, generator=generator, dtype=upper.values.dtype)
@@ -192,6 +192,8 @@ class _LogDistribution(TorchDistribution):
         discrete = next((f for kind, f in _FUNCTIONS if isinstance(self.base, kind)), None)
         if discrete is not None:
             p = discrete(self.base, value - 1 if self.strict else value)
+        elif self.strict:
+            p = self.base.cdf_below(value)
         else:
             try:
                 p = self.base.cdf(value)
@@ -226,4 +228,6 @@ _FUNCTIONS: list[tuple[type, Callable[[Any, Tensor], Tensor]]] = [
     (Categorical, _categorical),
     (Geometric, _geometric),
 ]
-_DISCRETE = {kind.__name__ for kind, _ in _FUNCTIONS}
+# Distributions in which single values have a probability of their own: those above, and those with a ``cdf_below``.
+_OURS = (Hurdle, NegativeBinomialMean, ZeroInflated, ZeroOneInflated)
+_WITH_ATOMS = {kind.__name__ for kind in (*(kind for kind, _ in _FUNCTIONS), *_OURS)}
