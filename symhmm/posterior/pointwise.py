@@ -42,7 +42,8 @@ def log_likelihood_by(density: Density, values: Values, *frames: str) -> Labelle
     else:
         data = tuple(f for f in at.graph.factors if f.role != "continuous latent")
         graph = replace(at.graph, factors=data)
-        total = lower(graph, plan(graph, keep=plates, strategy=at.strategy))
+        key = ("members", tuple(sorted(plates)))
+        total = lower(graph, at.compiled.once(key, lambda: plan(graph, keep=plates, strategy=at.strategy)))
         order = sorted(plates)
         found = Labelled("log-likelihood", total.permute([order.index(p) for p in plates]), tuple(plates))
     return found
