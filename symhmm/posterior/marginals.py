@@ -52,9 +52,9 @@ def smooth(density: Density, values: Values, sites: Iterable[str] | None = None)
 def smooth_at(at: Evaluated, wanted: Iterable[str]) -> Answers:
     """`smooth` for a graph at values."""
     wanted = list(wanted)
-    found = derivatives(at, {n: (n,) for site in wanted for n in at.names(site)})
+    found = joint_weights(at, {n: (n,) for site in wanted for n in at.names(site)})
     parts = {n: Named(x.data, [STATE if k == n else k for k in x.names]) for n, x in found.items()}
-    return at.answers("smoothed states", wanted, lambda site: normalised(at.joined(site, parts, (STATE,)), 1))
+    return at.answers("smoothed states", wanted, lambda site: shares(at.joined(site, parts, (STATE,)), 1))
 
 
 def pairwise(density: Density, values: Values, sites: Iterable[str] | None = None) -> Answers:
@@ -69,9 +69,9 @@ def pairwise(density: Density, values: Values, sites: Iterable[str] | None = Non
     at = evaluated(density, values)
     wanted = _in_loops(at, sites)
     pairs = {n: pair for site in wanted for n, pair in _pairs(at, site).items()}
-    found = derivatives(at, pairs)
+    found = joint_weights(at, pairs)
     parts = {n: _from_to(x, pairs[n]) for n, x in found.items()}
-    return at.answers("pairs of states", wanted, lambda site: normalised(at.joined(site, parts, (FROM, TO)), 2))
+    return at.answers("pairs of states", wanted, lambda site: shares(at.joined(site, parts, (FROM, TO)), 2))
 
 
 def occupancy(density: Density, values: Values, sites: Iterable[str] | None = None) -> Answers:
@@ -89,7 +89,7 @@ def transition_counts(density: Density, values: Values, sites: Iterable[str] | N
     # Where no step is padding, the derivative with respect to a factor that all steps share is their sum.
     axes = frozenset(at.graph.chains)
     pairs = {n: pair for site in wanted for n, pair in _pairs(at, site).items()}
-    found = {n: _from_to(x, pairs[n]) for n, x in derivatives(at, pairs, axes).items()}
+    found = {n: _from_to(x, pairs[n]) for n, x in joint_weights(at, pairs, axes).items()}
 
     def make(site: str) -> Labelled:
         total: Tensor | float = 0.0
@@ -105,24 +105,49 @@ def transition_counts(density: Density, values: Values, sites: Iterable[str] | N
     return at.answers("expected transitions", wanted, make)
 
 
-def derivatives(at: Evaluated, wanted: Mapping[str, tuple[str, ...]], summed: Collection[str] = ()) -> dict[str, Named]:
-    """Derivative of the log-density with respect to a log-factor over some variables, in all frames of the named one.
+def joint_weights(
+    at: Evaluated, wanted: Mapping[str, tuple[str, ...]], summed: Collection[str] = ()
+) -> dict[str, Named]:
+    """Joint posterior weight of some variables in all frames of the named one: what `shares` makes probabilities.
 
     Args:
         wanted: by name of a variable, the variables to tell apart.
-        summed: time axes over whose steps the derivatives are summed.
+        summed: time axes over whose steps the weights are summed.
     """
-    graph, probes = at.graph, {}
+    graph, leaves = at.graph, {}
+    for n, variables in wanted.items():
+        graph, leaves[n] = watched(graph, n, variables, summed)
+    return _gradients(at, graph, leaves)
+
+
+def derivatives(at: Evaluated, probes: Mapping[str, Factor]) -> dict[str, Named]:
+    """Derivative of the log-density with respect to each probe."""
+    leaves = {n: Named(f.term.data, tuple(f.term.inputs)) for n, f in probes.items()}
+    return _gradients(at, replace(at.graph, factors=(*at.graph.factors, *probes.values())), leaves)
+
+
+def _gradients(at: Evaluated, graph: FactorGraph, leaves: Mapping[str, Named]) -> dict[str, Named]:
+    # The names and inputs of the factors are all that a plan depends on.
+    key = tuple((f.name, *f.term.inputs.items()) for f in graph.factors)
     with torch.enable_grad():
-        for n, variables in wanted.items():
-            graph, probes[n] = watched(graph, n, variables, summed)
-        # The names and inputs of the factors are all that a plan depends on.
-        key = tuple((f.name, *f.term.inputs.items()) for f in graph.factors)
         total = lower(graph, at.compiled.once(("probed", key), lambda: plan(graph, strategy=at.strategy)))
-        if not bool(total.isfinite()):
-            raise impossible(at.graph)
-        gradients = torch.autograd.grad(total, [p.data for p in probes.values()])
-    return {n: Named(g, p.names) for (n, p), g in zip(probes.items(), gradients, strict=True)}
+    if not bool(total.isfinite()):
+        raise impossible(at.graph)
+    gradients = torch.autograd.grad(total, [x.data for x in leaves.values()])
+    return {n: Named(g, x.names) for (n, x), g in zip(leaves.items(), gradients, strict=True)}
+
+
+def probe(graph: FactorGraph, name: str, frames: Iterable[str], variables: tuple[str, ...]) -> Factor:
+    """A factor of zeros over some frames and variables, which are its last inputs; the zeros take no memory."""
+    frames = tuple(frames)
+    sizes = {p: graph.plates[p].size if p in graph.plates else graph.chains[p].length for p in frames}
+    sizes |= {n: graph.variables[n].size for n in variables}
+    readers = [f for f in graph.factors if any(n in f.term.inputs for n in variables)]
+    dtype = readers[0].term.data.dtype if readers else torch.get_default_dtype()
+    zeros = torch.zeros((), dtype=dtype).expand(tuple(sizes.values())).requires_grad_()
+    return Factor(
+        f"posterior of {name}", _term(zeros, list(sizes)), "factor", frames, readers[0].scale if readers else 1.0
+    )
 
 
 def watched(
@@ -142,19 +167,15 @@ def watched(
         if isinstance(f.term, Term) and not f.term.data.requires_grad and f.term.data.is_floating_point()
         and set(f.frames) == set(frames) and set(f.term.inputs) <= set(sizes)
     ]  # fmt: skip
-    readers = [f for f in graph.factors if any(n in f.term.inputs for n in variables)]
-    if fitting:
-        best = max(fitting, key=lambda f: len(f.term.inputs))
-        names = [*(n for n in sizes if n not in best.term.inputs), *best.term.inputs]
-        data = best.term.data.detach()[(None,) * (len(names) - best.term.data.dim())]
-        leaf = data.expand([sizes[n] for n in names]).requires_grad_()
-        factors = tuple(replace(f, term=_term(leaf, names)) if f is best else f for f in graph.factors)
-        return replace(graph, factors=factors), Named(leaf, names)
-    dtype = readers[0].term.data.dtype if readers else torch.get_default_dtype()
-    leaf = torch.zeros((), dtype=dtype).expand(tuple(sizes.values())).requires_grad_()
-    scale = readers[0].scale if readers else 1.0
-    added = Factor(f"posterior of {name}", _term(leaf, list(sizes)), "factor", frames, scale)
-    return replace(graph, factors=(*graph.factors, added)), Named(leaf, list(sizes))
+    if not fitting:
+        p = probe(graph, name, kept, variables)
+        return replace(graph, factors=(*graph.factors, replace(p, frames=frames))), Named(p.term.data, list(sizes))
+    best = max(fitting, key=lambda f: len(f.term.inputs))
+    names = [*(n for n in sizes if n not in best.term.inputs), *best.term.inputs]
+    data = best.term.data.detach()[(None,) * (len(names) - best.term.data.dim())]
+    leaf = data.expand([sizes[n] for n in names]).requires_grad_()
+    factors = tuple(replace(f, term=_term(leaf, names)) if f is best else f for f in graph.factors)
+    return replace(graph, factors=factors), Named(leaf, names)
 
 
 def _term(data: Tensor, names: list[str]) -> Term:
@@ -214,11 +235,16 @@ def _chain_variable(graph: FactorGraph, name: str) -> ChainVariable | None:
     return next((v for c in graph.chains.values() for v in c.variables if v.current == name), None)
 
 
-def normalised(x: Labelled, dims: int) -> Labelled:
-    """Derivatives, joined into a tensor of their own, divided by their sum over the last ``dims`` dimensions."""
+def shares(x: Labelled, dims: int) -> Labelled:
+    """Weights, joined into a tensor of their own, divided by their sum over the last ``dims`` dimensions."""
     # Subsampling and poutine.scale multiply derivatives, not probabilities.
     x.values.div_(x.values.sum(tuple(range(-dims, 0)), keepdim=True))
     return x
+
+
+def normalised(x: Tensor, dims: int) -> Tensor:
+    """Derivatives divided by their sum over the last ``dims`` dimensions."""
+    return x / x.sum(tuple(range(-dims, 0)), keepdim=True)
 
 
 def _summed(x: Labelled) -> Labelled:

@@ -21,7 +21,7 @@ from symhmm.compiler.steps import ChainContract, Contract, Plan, PlateProduct
 from symhmm.errors import GraphError
 from symhmm.graph import Factor, FactorGraph
 from symhmm.posterior.evaluated import Evaluated, Values, evaluated
-from symhmm.posterior.marginals import impossible, normalised, watched
+from symhmm.posterior.marginals import impossible, shares, watched
 from symhmm.posterior.series import Loop
 from symhmm.posterior.traceback import chain_tables, multiply, plate_product, sum_out
 from symhmm.semiring import LOG
@@ -86,7 +86,7 @@ def filtered(density: Density, values: Values, sites: Iterable[str] | None = Non
                 (g,) = torch.autograd.grad(total.data.sum(), p.data)
             parts[name] = Named(g, [STATE if n == name else n for n in p.names])
     what = "one-step-ahead states" if ahead else "filtered states"
-    return at.answers(what, wanted, lambda site: normalised(at.joined(site, parts, (STATE,)), 1))
+    return at.answers(what, wanted, lambda site: shares(at.joined(site, parts, (STATE,)), 1))
 
 
 def step_log_likelihood(density: Density, values: Values, plates: Sequence[str] = ()) -> Labelled:
