@@ -26,7 +26,7 @@ FLOORS: list[dict[str, str]] = [
     {"compiler": "steps order plan lower arguments step layout roles density expected marginal"},
     {"tables": "results states support read gaps frame labels cells data naming scan formula design"},
     {
-        "posterior": "series ends evaluated marginals traceback kbest decode prefix blocks pointwise forecast curves align"
+        "posterior": "series ends evaluated emissions mixture marginals traceback kbest decode prefix blocks pointwise forecast curves align"
         " simulate checks residuals inference_data"
     },
     {
@@ -35,10 +35,10 @@ FLOORS: list[dict[str, str]] = [
         " moving sampler draws pilot nuts"
     },
     {"simulators": "holes chains groups"},
-    {"": "datasets questions effects components summary fitting plots saved"},
+    {"": "datasets questions effects components summary saved fitting plots"},
     {
-        "models": "emissions spec inputs template starts order model_fit mixed_hmm glm_hmm base streams hmm gaussian mixture regression"
-        " semi_markov continuous_time recapture"
+        "models": "emissions spec inputs template starts order model_fit mixed_hmm glm_hmm base streams"
+        " hmm gaussian mixture rows regression semi_markov continuous_time recapture"
     },
     {"": "report cli"},
 ]

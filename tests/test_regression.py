@@ -25,7 +25,16 @@ def test_sleep_study_has_the_likelihood_of_lme4(data_file):
     assert fit.values["fixed"].tolist() == pytest.approx([251.405, 10.467], abs=1e-3)
     covariance = fit.values["spread"] @ fit.values["spread"].mT
     assert covariance.diagonal().sqrt().tolist() == pytest.approx([23.7806, 5.7168], abs=2e-2)
-    assert len(fit.random_effects("Subject")["name"]) == 36
+    effects = fit.random_effects("Subject")
+    assert effects["name"][:3] == ("308 Intercept", "308 Days", "309 Intercept") and len(effects) == 36
+    # The best linear unbiased prediction for the first subject, in closed form.
+    own = frame[frame.Subject == 308]
+    x = torch.tensor(np.c_[np.ones(len(own)), own.Days])
+    marginal = x @ covariance @ x.mT + fit.values["sd"] ** 2 * torch.eye(len(own))
+    residual = torch.tensor(own.Reaction.to_numpy()) - x @ fit.values["fixed"]
+    wanted = covariance @ x.mT @ torch.linalg.solve(marginal, residual)
+    assert effects["estimate"][:2] == pytest.approx(wanted.tolist(), abs=1e-3)
+    assert fit.fixed_effects()["name"][:2] == ("Intercept", "Days") and "\nDays " in str(fit.summary())
 
 
 def simulated(groups=8, rows=6, seed=0):
