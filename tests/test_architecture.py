@@ -27,7 +27,7 @@ FLOORS: list[dict[str, str]] = [
     {"tables": "results states support read gaps frame labels cells data naming scan formula design"},
     {
         "posterior": "series ends evaluated emissions mixture marginals traceback kbest decode prefix blocks pointwise forecast curves align"
-        " simulate checks residuals inference_data"
+        " forward simulate checks residuals inference_data"
     },
     {
         "infer": "progress restrict target lbfgs starts checkpoint information profile guide minibatch objective bound occupied verdict warm mle svi_state svi"

@@ -102,6 +102,28 @@ class Labelled:
         labels = {d: x for d, x in self.labels.items() if d not in (STATE, "from", "to")}
         return replace(self, values=values, labels=labels)
 
+    def summary(self) -> "Labelled":
+        """Mean, standard deviation and quantiles over the dimension ``draw``, which ``statistic`` replaces, in the last place.
+
+        Raises:
+            DataError: there are no draws.
+
+        >>> x = Labelled("y", torch.arange(5.0)[:, None], ("draw", "animal"), {"animal": ("bo",)})
+        >>> x.summary().sel(animal="bo", statistic="50%").values
+        tensor(2.)
+        """
+        if "draw" not in self.dims:
+            raise DataError(
+                f"{self.name!r} has no draws to summarise.", details=[f"dimensions: {', '.join(self.dims)}"]
+            )
+        place = self.dims.index("draw")
+        x = self.values if self.values.is_floating_point() else self.values.to(torch.get_default_dtype())
+        levels = torch.tensor([0.025, 0.5, 0.975], dtype=x.dtype)
+        rows = [x.mean(place), x.std(place), *x.quantile(levels, place)]
+        dims = tuple(d for d in self.dims if d != "draw")
+        labels = {d: self.labels[d] for d in dims} | {"statistic": ("mean", "sd", "2.5%", "50%", "97.5%")}
+        return Labelled(self.name, torch.stack(rows, -1), (*dims, "statistic"), labels)
+
     def to_frame(self, backend: str | None = None) -> Any:
         """One row per member that is valid: a column per dimension, then ``value``, or one column per state.
 
