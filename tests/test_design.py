@@ -106,6 +106,8 @@ def test_a_level_that_was_not_there(frame):
 def test_no_fixed_part(frame):
     d = design("~ 0 + (1 | id)", frame)
     assert d.columns == () and d.fixed(frame).shape == (12, 0)
+    with pytest.raises(SpecError, match="nothing in it"):
+        design("~ 0", frame)
 
 
 def test_a_single_group_has_no_spread(frame):

@@ -178,6 +178,6 @@ def test_variational_fits_and_groups_above_the_individuals():
     fit = model.fit(simulated(), method="svi", restarts=1)
     assert fit.values["y.mean"].tolist() == pytest.approx([-2, 2], abs=0.4)
     assert fit.random_effects("herd")["name"][-1] == "transitions|herd 1>0 b"
-    assert fit.random_effects("herd:ID")["name"][0] == "transitions|herd:ID 0>1 a:ann"
+    assert fit.random_effects("ID")["name"][0] == "transitions|herd:ID 0>1 ann"
     new = fit.on(simulated(("new", "di"), steps=20, seed=5))
     torch.testing.assert_close(new.values["transitions|herd"], fit.values["transitions|herd"])

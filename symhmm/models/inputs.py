@@ -180,9 +180,9 @@ def covariate_frame(data: SequenceData) -> Any:
 def _decoded(values: Tensor, levels: tuple[Any, ...] | None) -> Any:
     if levels is None:
         return values.double().numpy()
-    names = np.empty(len(levels), dtype=object)
-    names[:] = levels
-    return names[values.long().numpy()]
+    import pandas as pd
+
+    return pd.Categorical.from_codes(values.long().numpy(), list(levels)).remove_unused_categories()
 
 
 def _check_streams(spec: Spec, data: SequenceData) -> None:
@@ -238,8 +238,8 @@ def _add_group(
 def kind_of(group: Group, data: SequenceData) -> str:
     """Whether a grouping is that of the subjects, of their sessions, or another."""
     old = data.labels
-    if group.by == (old.id,):
-        return SUBJECT
+    if old.id in group.by and all(name == old.id or name in data.groups for name in group.by):
+        return SUBJECT  # what never changes within a subject does not divide it
     if data.mask.dim() < 3 or old.sessions is None or old.session not in group.by:
         return OTHER
     if set(group.by) == {old.id, old.session}:

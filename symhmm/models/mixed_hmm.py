@@ -10,12 +10,13 @@ from torch import Tensor
 
 from symhmm import fitting
 from symhmm.compiler.density import Density, compile
-from symhmm.errors import FitError, SpecError
+from symhmm.errors import DataError, FitError, SpecError
 from symhmm.models.inputs import Bound, bind
 from symhmm.models.model_fit import ModelFit
 from symhmm.models.spec import Formulas, Spec, specify
 from symhmm.models.starts import prior_arguments, starting_values
 from symhmm.models.template import program, source
+from symhmm.saved import Saved
 from symhmm.tables.data import SequenceData
 from symhmm.tables.design import closest
 
@@ -151,6 +152,22 @@ class MixedHMM:
             options["start"] = {n: x for n, x in begin.items() if n in density.initial()}
         found = fitting.fit(density, method=method, seed=seed, **options)
         return ModelFit(found.estimate, found.density, self, bound, begin, prior).in_order(self.order_by)
+
+    def restored(self, data: SequenceData, found: Saved) -> ModelFit:
+        """A fit that was saved, for the data that it was made of; `symhmm.load` calls this. Raises like `symhmm.load`."""
+        bound, kept = self.bind(data), found.extras
+        start = kept.get("start", {})
+        if {*start} != {*self._start(bound, 0, {})}:
+            raise DataError(
+                f"the fit in {str(found.folder)!r} is one of another model.",
+                details=[f"saved: {', '.join(start) or 'no model for tables'}"],
+                suggestion="the model that was fitted",
+            )
+        prior = self._prior(bound, start, bool(kept["priors"]))
+        density = self._compiled(bound, start, prior)
+        estimate = found.estimate(density.layout)
+        found.check(float(density.log_prob(estimate.values)))
+        return ModelFit(estimate, density, self, bound, start, prior)
 
     def _start(self, bound: Bound, seed: int, given: Mapping[str, Any]) -> dict[str, Tensor]:
         start = starting_values(bound, seed, self.order_by)

@@ -95,6 +95,10 @@ class ModelFit(Fit):
         estimate = replace(self.estimate, values=values, vector=density.pack(values), posterior=None)
         return replace(self, estimate=estimate, density=density, bound=bound)
 
+    def kept(self) -> dict[str, Any]:
+        """Starting values, which hold what is fixed, and whether parameters have priors."""
+        return {"start": dict(self.start), "priors": bool(self.prior)}
+
     def in_order(self, by: str | None) -> "ModelFit":
         """The same fit with its states in the order of the means of ``by`` (a parameter or stream), where they can be moved."""
         order = new_order(self.bound, self.values, by)

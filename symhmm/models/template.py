@@ -14,9 +14,9 @@ from symhmm.models.spec import Predictor, Spec
 from symhmm.tables.design import GroupDesign
 
 CONSTRAINTS = {"log": "constraints.positive", "logit": "constraints.unit_interval", "softmax": "constraints.simplex"}
-INVERSE = {"identity": "{}", "log": "({}).exp()", "logit": "({}).sigmoid()"}
 PRIORS = {"identity": "dist.Normal", "log": "dist.LogNormal", "logit": "dist.Beta", "softmax": "dist.Dirichlet"}
 INDENT = "    "
+WIDE = 100  # of a line before its indentation
 ROW = "\0"  # stands for the index of the row in lines that are repeated for each step
 
 
@@ -142,7 +142,7 @@ class _Writer:
         return "\n".join(lines) + "\n"
 
     def _imports(self, body: str) -> list[str]:
-        found = [n for n in ours.__all__ if re.search(rf"\b{n}\(", body)]
+        found = [n for n in ours.__all__ if re.search(rf"(?<![\w.]){n}\(", body)]
         lines = ["import pyro", "import pyro.distributions as dist"]
         lines += ["import torch"] if "torch." in body else []
         lines += ["from pyro.ops.indexing import Vindex"] if "Vindex(" in body else []
@@ -163,17 +163,18 @@ class _Writer:
     def _free(self, name: str, constraint: str, prior: str, events: int, remark: str = "") -> str:
         """A line that makes a parameter, or samples it; returns its variable."""
         v = self._variable(name)
-        note = f"  # {_plain(remark)}" if remark else ""
+        if remark:
+            self.head.append(f"# {_plain(remark)}")
         event = f".to_event({events})" if events else ""
         if not self.prior:
             given = f"start[{_quoted(name)}]" + (f", {constraint}" if constraint else "")
-            self.head.append(f"{v} = pyro.param({_quoted(name)}, {given}){note}")
+            self.head.append(f"{v} = pyro.param({_quoted(name)}, {given})")
         elif hasattr(self.prior[name], "log_prob"):
             self.head.append(
-                f"{v} = pyro.sample({_quoted(name)}, prior[{_quoted(name)}].expand(start[{_quoted(name)}].shape){event}){note}"
+                f"{v} = pyro.sample({_quoted(name)}, prior[{_quoted(name)}].expand(start[{_quoted(name)}].shape){event})"
             )
         else:
-            self.head.append(f"{v} = pyro.sample({_quoted(name)}, {prior}(*prior[{_quoted(name)}]){event}){note}")
+            self.head.append(f"{v} = pyro.sample({_quoted(name)}, {prior}(*prior[{_quoted(name)}]){event})")
         return v
 
     def _predictor(self, p: Predictor) -> None:
@@ -185,31 +186,27 @@ class _Writer:
             prior = PRIORS["identity" if transitions else p.link]
             # A simplex is one event of its last size.
             events = len(blocks[0].shape) - (constraint == CONSTRAINTS["softmax"])
-            remark = (
-                "logits relative to staying: from, to" if transitions else f"by state, {p.link} link" * (p.link == "")
-            )
+            remark = "logits relative to staying: from, to" if transitions else ""
             self.where[p.name] = self._free(p.name, constraint, prior, events, remark)
             return
-        names = [self._linear(b) for b in blocks]
+        sums = [self._linear(b) for b in blocks]
         v = self._variable(f"{p.name} logits" if p.name in ("transitions", "initial") else f"{p.name} value")
         lines = []
         if len(p.formulas) == 1:
-            eta = names[0]
+            lines += _sum(v, sums[0])
         else:
             cells = self._variable(f"{p.name} cells")
             lines += [
                 f"{cells} = [",
-                *(f"{INDENT}{n},  # {_plain(c)}" for n, c in zip(names, p.cells, strict=True)),
+                *(f"{INDENT}{' + '.join(s)},  # {_plain(c)}" for s, c in zip(sums, p.cells, strict=True)),
                 "]",
             ]
-            eta = f"torch.stack(torch.broadcast_tensors(*{cells}), -1)"
-            eta += f".unflatten(-1, {p.shape})" if len(p.shape) > 1 else ""
+            shaped = f".unflatten(-1, {p.shape})" if len(p.shape) > 1 else ""
+            lines.append(f"{v} = torch.stack(torch.broadcast_tensors(*{cells}), -1){shaped}")
         if p.link == "softmax" and p.name != "transitions":
-            lines += [f"{v} = {eta}", f"{v} = torch.cat([torch.zeros_like({v}[..., :1]), {v}], -1)"]
-        elif p.link == "softmax" or (p.link == "logit" and self._family(p).linked):
-            lines.append(f"{v} = {eta}")
-        else:
-            lines.append(f"{v} = {INVERSE[p.link].format(eta)}")
+            lines.append(f"{v} = torch.cat([torch.zeros_like({v}[..., :1]), {v}], -1)  # the first is the reference")
+        elif p.link == "log" or (p.link == "logit" and not self._family(p).linked):
+            lines.append(f"{v} = {v}.{'exp' if p.link == 'log' else 'sigmoid'}()")
         self.where[p.name] = v
         if any(self.bound.varies(b) for b in blocks):
             self.steps[p.name] = lines
@@ -219,8 +216,8 @@ class _Writer:
     def _family(self, p: Predictor) -> Any:
         return self.spec.emissions[p.name.rpartition(".")[0]]
 
-    def _linear(self, b: Block) -> str:
-        """Lines for the linear predictor of a block; returns an expression for it."""
+    def _linear(self, b: Block) -> list[str]:
+        """Lines for the free values of a block; returns the terms of its linear predictor."""
         d = b.design
         assert d is not None
         parts: list[str] = []
@@ -239,17 +236,19 @@ class _Writer:
             sd = self._free(sd_name(b, g), "constraints.positive", "dist.HalfNormal", len(b.shape) + slopes)
             if correlated(g):
                 corr = self._free(corr_name(b, g), "constraints.corr_cholesky", "dist.LKJCholesky", len(b.shape))
-                made = f"dist.MultivariateNormal(torch.zeros_like({sd}), scale_tril={sd}[..., None] * {corr})"
+                tril = self._variable(f"{name}.tril")
+                self.head.append(f"{tril} = {sd}[..., None] * {corr}")
+                made = f"dist.MultivariateNormal(torch.zeros_like({sd}), scale_tril={tril})"
                 events = len(b.shape)
             else:
                 made, events = f"dist.Normal(torch.zeros_like({sd}), {sd})", len(b.shape) + slopes
             u = self._variable(name)
             made += f".to_event({events})" if events else ""
-            self.plates.setdefault(plate, []).append(f"{u} = pyro.sample({_quoted(name)}, {made})")
+            self.plates.setdefault(plate, []).extend(_call(f"{u} = pyro.sample", _quoted(name), made))
             each = u if self.bound.kinds[plate] != OTHER else f"{u}[{self._rows('code', plate)}]"
             x = "" if g.coding.constant else self._rows("x", g.coding.expr)
             parts.append(f'torch.einsum("...q,...{ij}q->...{ij}", {x}, {each})' if slopes else each)
-        return " + ".join(parts)
+        return parts
 
     def _rows(self, kind: str, name: str) -> str:
         """A design matrix or codes of groups, with a place for the row where they change in time."""
@@ -297,7 +296,7 @@ class _Writer:
             site = _quoted(stream.replace("{", "{{").replace("}", "}}"))[:-1] + '_{t}"'
             steps += [
                 f"with pyro.poutine.mask(mask=data.observed[{_quoted(stream)}][t]):",
-                f"{INDENT}pyro.sample(f{site}, {text}, obs=data.streams[{_quoted(stream)}][t])",
+                *_in(_call("pyro.sample", f"f{site}", text, f"obs=data.streams[{_quoted(stream)}][t]")),
             ]
         return [*lines, "for t in pyro.markov(range(data.num_steps)):", *_in(steps)]
 
@@ -330,6 +329,20 @@ class _Writer:
 
 def _in(lines: list[str]) -> list[str]:
     return [INDENT + line if line else line for line in lines]
+
+
+def _call(start: str, *arguments: str) -> list[str]:
+    """A call on one line, or with a line for each argument where that would be long."""
+    whole = f"{start}({', '.join(arguments)})"
+    return [whole] if len(whole) <= WIDE else [f"{start}(", *_in([f"{a}," for a in arguments]), ")"]
+
+
+def _sum(v: str, terms: list[str]) -> list[str]:
+    """An assignment on one line, or with a line for each term where that would be long."""
+    whole = f"{v} = {' + '.join(terms)}"
+    if len(whole) <= WIDE or len(terms) == 1:
+        return [whole]
+    return [f"{v} = (", *_in([terms[0], *(f"+ {t}" for t in terms[1:])]), ")"]
 
 
 def _at(lines: list[str], row: str) -> list[str]:

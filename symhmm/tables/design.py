@@ -147,6 +147,8 @@ def design(formula: str | Formula, frame: Any, what: str = "formula") -> Design:
                 suggestion="leave it out, or fit several individuals",
             )
         groups.append(GroupDesign(g, coding, levels))
+    if not fixed.columns and not groups:
+        raise SpecError(f"the {what} has nothing in it.", details=[f"seen '{f}'"], suggestion="'~ 1' for an intercept")
     return Design(f, fixed, tuple(groups))
 
 
