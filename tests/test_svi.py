@@ -9,6 +9,7 @@ from torch.distributions import constraints
 from symhmm.compiler.density import compile
 from symhmm.errors import FitError
 from symhmm.infer import svi
+from symhmm.infer.objective import objective
 from symhmm.tables.results import ELBO, ELBO_EVIDENCE
 
 
@@ -93,17 +94,40 @@ def test_bound_counts_the_volume_of_constrained_latents():
 FAMILIES = ("full", "meanfield")
 
 
-def test_particles_and_loop_of_draws_agree():
-    y = cf.balanced(6, 4)
-    density = compile(cf.random_intercept, y)
-    goal = svi.target(density, {}, "svi")
-    many = svi.init(goal, svi.Options(particles=3, restarts=1))
-    one = svi.init(goal, svi.Options(particles=1, restarts=1))
-    noise = torch.randn(3, many.guide.noise_size, dtype=cf.REAL)
-    value, gradient = many.gradient(many.phi, noise)
-    singles = [one.gradient(one.phi, n[None]) for n in noise]
-    torch.testing.assert_close(value, torch.stack([v for v, _ in singles]).mean())
-    torch.testing.assert_close(gradient, torch.stack([g for _, g in singles]).mean(0))
+@pytest.mark.parametrize("weighted", [False, True])
+def test_several_draws_are_the_mean_of_single_ones(weighted):
+    goal = svi.target(compile(cf.random_intercept, cf.balanced(6, 4)), {}, "svi")
+    state = svi.init(goal, svi.Options(restarts=1))
+    noise = torch.randn(3, state.guide.noise_size, generator=cf.generator(1), dtype=cf.REAL)
+    value, gradient = objective(state.goal, state.guide, 3, weighted=weighted, batches=None)(state.phi, noise)
+    one = objective(state.goal, state.guide, 1, weighted=False, batches=None)
+    singles = [one(state.phi, n[None]) for n in noise]
+    values = torch.stack([v for v, _ in singles])
+    if not weighted:
+        torch.testing.assert_close(value, values.mean())
+        torch.testing.assert_close(gradient, torch.stack([g for _, g in singles]).mean(0))
+        return
+    share, points = values.softmax(0), state.guide.points.numel()
+    factor = torch.where(torch.arange(state.guide.size) < points, share[:, None], share[:, None].square())
+    torch.testing.assert_close(value, values.logsumexp(0) - np.log(3))
+    torch.testing.assert_close(gradient, (factor * torch.stack([g for _, g in singles])).sum(0))
+
+
+def test_weighted_gradient_is_that_of_the_bound():
+    """Over many draws the doubly reparameterised gradient is the derivative of the mean of the weighted bound."""
+    goal = svi.target(compile(cf.random_intercept, cf.balanced(2, 3)), {}, "svi")
+    state = svi.init(goal, svi.Options(restarts=1))
+    bound = objective(state.goal, state.guide, 3, weighted=True, batches=None)
+    phi = 0.2 * torch.randn(state.guide.size, generator=cf.generator(2), dtype=cf.REAL)
+    noise = torch.randn(400, 3, state.guide.noise_size, generator=cf.generator(3), dtype=cf.REAL)
+    gradients = torch.stack([bound(phi, n)[1] for n in noise])
+    for i in (0, 1, 2, 4):  # a point, the logarithm of a spread, a mean, a deviation
+        e = torch.zeros_like(phi)
+        e[i] = 1e-5
+        slopes = torch.stack([(bound(phi + e, n)[0] - bound(phi - e, n)[0]) / 2e-5 for n in noise])
+        away = gradients[:, i] - slopes
+        assert away.mean().abs() < 4 * away.std() / 20 + 1e-6
+        assert i < 2 or gradients[:, i].std() < slopes.std()
 
 
 def test_refuses_a_program_without_latents_and_unknown_guides():

@@ -6,8 +6,15 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from symhmm.compiler.density import Density
 from symhmm.infer.guide import Guide
+from symhmm.infer.information import count_observations
+from symhmm.infer.minibatch import Minibatches, with_members
+from symhmm.infer.objective import log_weights
 from symhmm.infer.target import Target
+
+AT_ONCE = 50  # draws in one batch, if the data are not large
+ELEMENTS = 2e6  # observed values times draws in one batch
 
 
 @dataclass(frozen=True)
@@ -25,39 +32,89 @@ class Bound:
     marginal: tuple[float, float] | None
 
 
-def evaluate_bound(goal: Target, made: Guide, phi: Tensor, draws: int, seed: int) -> Bound:
-    """Evaluate the guide at ``phi`` with ``draws`` draws from ``seed``.
+def evaluate_bound(
+    goal: Target, made: Guide, phi: Tensor, draws: int, seed: int, batches: Minibatches | None = None
+) -> Bound:
+    """Evaluate the guide at ``phi`` with ``draws`` draws from ``seed``, over all members of subsampled plates.
 
     Where all latents are random effects of one plate, its members are independent given the parameters, and the weights
     are averaged member by member: their error then does not grow with the number of members' dimensions together.
     """
     generator = torch.Generator().manual_seed(seed)
-    plate = made.blocks[0].plates[0] if len(made.blocks) == 1 and len(made.blocks[0].plates) == 1 else None
-    if plate is not None and goal.density.graph.plates[plate].scale != 1:
-        plate = None
-    # One row per draw; one column per member of the plate, or a single one for everything.
-    rows, outside = [], None
-    with torch.no_grad():
-        for _ in range(draws):
-            noise = torch.randn(made.noise_size, generator=generator, dtype=phi.dtype)
-            vector, log_q = made.draw(phi, noise)
-            values = goal.values(vector)
-            if plate is None:
-                rows.append((goal.density.log_prob(values) + goal.log_abs_det_jacobian(vector) - log_q).double()[None])
-                continue
-            terms = goal.density.per(plate, values)
-            if outside is None:
-                # What stands outside the plate reads no latent, and is therefore the same for every draw.
-                outside = float(goal.density.log_prob(values) - terms.sum())
-            own = terms + goal.member_jacobian(vector, made.blocks[0].index)
-            rows.append((own - made.member_log_density(phi, noise)[0]).double())
-    weights = torch.stack(rows)
-    total = weights.sum(1) + (outside or 0.0)
+    size = max(1, min(AT_ONCE, draws, int(ELEMENTS // max(count_observations(goal.density), 1))))
+    noise = [torch.randn(size, made.noise_size, generator=generator, dtype=phi.dtype) for _ in range(-(-draws // size))]
+    alone = len(made.blocks) == 1 and len(made.blocks[0].plates) == 1
+    if batches is None:
+        weights, outside = _rows(goal, made, phi, noise, None) if alone else (_totals(goal, made, phi, noise), 0.0)
+    else:
+        weights, outside = _over_batches(goal, made, phi, noise, batches, alone)
+    weights = weights[:draws].double()
+    total = weights.sum(1) + outside
     if not bool(total.isfinite().all()):
         return Bound(float(total.mean()), float("nan"), None)
     error = float(total.std() / sqrt(draws)) if draws > 1 else float("nan")
     value, spread = _log_mean(weights)
-    return Bound(float(total.mean()), error, (value + (outside or 0.0), spread))
+    return Bound(float(total.mean()), error, (value + outside, spread))
+
+
+def _totals(goal: Target, made: Guide, phi: Tensor, noise: list[Tensor]) -> Tensor:
+    """One weight for everything, shape (draws, 1)."""
+
+    def f(phi: Tensor, noise: Tensor) -> Tensor:
+        return log_weights(goal, made, None, phi, torch.func.vmap(made.draw, in_dims=(None, 0))(phi, noise), ())
+
+    with torch.no_grad():
+        replay = goal.captured(f"bound {len(goal._steps)}", f, (phi, noise[0]))
+        return torch.cat([replay(phi, e) for e in noise])[:, None]
+
+
+def _rows(
+    goal: Target, made: Guide, phi: Tensor, noise: list[Tensor], batches: Minibatches | None
+) -> tuple[Tensor, float]:
+    """Weights of each member of the only block's plate, shape (draws, M), and what stands outside the plate, nats."""
+    block = made.blocks[0]
+
+    def bound_to(chosen: Tensor) -> Density:
+        return goal.density if batches is None else with_members(goal.density, batches.plate, chosen)
+
+    def f(phi: Tensor, noise: Tensor, chosen: Tensor) -> Tensor:
+        density = bound_to(chosen)
+
+        def one(e: Tensor) -> Tensor:
+            vector = made.draw(phi, e)
+            own = goal.member_jacobian(vector, block.index) - made.log_densities(phi, vector)[0]
+            return density.per(block.plates[0], goal.values(vector)) + own[chosen]
+
+        out: Tensor = torch.func.vmap(one)(noise)
+        return out
+
+    every = [torch.arange(block.index.shape[0])] if batches is None else batches.partition()
+    with torch.no_grad():
+        # What stands outside the plate reads no latent, and is therefore the same for every draw.
+        values, first = goal.values(made.draw(phi, noise[0][0])), bound_to(every[0])
+        scale = 1.0 if batches is None else batches.full / batches.size
+        outside = float(first.log_prob(values) - scale * first.per(block.plates[0], values).sum())
+        replay = goal.captured(f"bound {len(goal._steps)}", f, (phi, noise[0], every[0]))
+        columns = [torch.cat([replay(phi, e, chosen) for e in noise]) for chosen in every]
+    return torch.cat(columns, 1)[:, : block.index.shape[0]], outside
+
+
+def _over_batches(
+    goal: Target, made: Guide, phi: Tensor, noise: list[Tensor], batches: Minibatches, alone: bool
+) -> tuple[Tensor, float]:
+    if alone and made.blocks[0].plates == (batches.plate,):
+        return _rows(goal, made, phi, noise, batches)
+
+    def f(phi: Tensor, noise: Tensor, chosen: Tensor) -> Tensor:
+        drawn = torch.func.vmap(made.draw, in_dims=(None, 0))(phi, noise)
+        return log_weights(goal, made, batches, phi, drawn, (chosen,))
+
+    every = batches.partition()
+    with torch.no_grad():
+        replay = goal.captured(f"bound {len(goal._steps)}", f, (phi, noise[0], every[0]))
+        # The mean over a partition stands for everybody; a member that is in two batches counts a little more.
+        rows = [torch.stack([replay(phi, e, chosen) for chosen in every]).mean(0) for e in noise]
+    return torch.cat(rows)[:, None], 0.0
 
 
 def _log_mean(weights: Tensor) -> tuple[float, float]:

@@ -1,8 +1,8 @@
 """Guide: the variational family, chosen by role: parameters are points, latents get normals where they are free."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from math import log, pi, prod
+from math import ceil, log, pi, prod, sqrt
 
 import torch
 from torch import Tensor
@@ -12,7 +12,9 @@ from symhmm.errors import FitError
 from symhmm.graph import FactorGraph
 from symhmm.tables.results import Normal, Posterior
 
-LARGEST_FULL = 200  # latents per member beyond which a covariance costs more than it is worth
+LARGEST_FULL = 200  # latents per member beyond which a full covariance costs more than it is worth
+LOADING = 0.1  # first size of the loadings of a low-rank covariance, in units; at zero their gradient is zero
+FAMILIES = ("full", "meanfield", "low_rank")
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,25 +23,90 @@ class Block:
 
     Args:
         plates: whose members they are; empty for fixed effects with a prior, which form one member.
+        members: of each plate; M is their product.
         names: the sites.
         index: shape (M, D), positions in the density's vector, one row per member.
-        full: full covariance of the D latents of a member, or only their variances.
+        family: ``full`` covariance of the D latents of a member, their variances only (``meanfield``), or variances and
+            ``rank`` common factors (``low_rank``).
         unit: shape (M, D), the scale on which they are moved (about one posterior standard deviation).
-        triangle: shape (D * D,), for each entry of W its position in (0, rows of the strict lower triangle).
     """
 
     plates: tuple[str, ...]
+    members: tuple[int, ...]
     names: tuple[str, ...]
     index: Tensor
-    full: bool
+    family: str
+    rank: int
     unit: Tensor
-    triangle: Tensor
 
     @property
     def sizes(self) -> tuple[int, int, int]:
-        """Free numbers of the block: means, log standard deviations, correlations."""
+        """Free numbers of the block: means, log standard deviations, correlations or loadings."""
         m, d = self.index.shape
-        return m * d, m * d, m * d * (d - 1) // 2 if self.full else 0
+        more = {"full": m * d * (d - 1) // 2, "meanfield": 0, "low_rank": m * d * self.rank}
+        return m * d, m * d, more[self.family]
+
+    @property
+    def noise_size(self) -> int:
+        """Standard normal numbers from which one draw is made."""
+        m, d = self.index.shape
+        return m * (d + self.rank)
+
+    def rows(self, sizes: tuple[int, ...]) -> Tensor:
+        """The member to which each free number belongs, shape (sum(sizes),)."""
+        m = self.index.shape[0]
+        return torch.cat([torch.arange(m).repeat_interleave(size // m) for size in sizes])
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """A block's normal distributions: mean and root (M, D, D), lower triangular, or for ``low_rank`` deviations and loadings.
+
+    Args:
+        loc: shape (M, D).
+        scale: shape (M, D), diagonal of the root, or the members' own deviations in a low-rank covariance.
+        root: shape (M, D, D) or None.
+        loadings: shape (M, D, R) or None.
+    """
+
+    loc: Tensor
+    scale: Tensor
+    root: Tensor | None = None
+    loadings: Tensor | None = None
+
+    def draw(self, noise: Tensor) -> Tensor:
+        """Latents from a block's share of the noise, shape (M, D)."""
+        m, d = self.loc.shape
+        e = noise[: m * d].reshape(m, d)
+        if self.root is not None:
+            return self.loc + (self.root @ e[..., None])[..., 0]
+        out = self.loc + self.scale * e
+        if self.loadings is not None:
+            out = out + (self.loadings @ noise[m * d :].reshape(m, -1, 1))[..., 0]
+        return out
+
+    def log_density(self, u: Tensor) -> Tensor:
+        """Of each member at latents ``u`` of shape (M, D), shape (M,), nats."""
+        d = self.loc.shape[1]
+        if self.loadings is not None:
+            return torch.distributions.LowRankMultivariateNormal(
+                self.loc, self.loadings, self.scale.square(), validate_args=False
+            ).log_prob(u)
+        away = u - self.loc
+        if self.root is not None:
+            away = torch.linalg.solve_triangular(self.root, away[..., None], upper=False)[..., 0]
+        else:
+            away = away / self.scale
+        return -0.5 * away.square().sum(-1) - self.scale.log().sum(-1) - 0.5 * d * log(2 * pi)
+
+    @property
+    def scale_tril(self) -> Tensor:
+        """Cholesky factor of each member's covariance, shape (M, D, D)."""
+        if self.root is not None:
+            return self.root
+        if self.loadings is None:
+            return torch.diag_embed(self.scale)
+        return torch.linalg.cholesky(torch.diag_embed(self.scale.square()) + self.loadings @ self.loadings.mT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +114,8 @@ class Guide:
     """A distribution over whole vectors: ``point`` positions are moved as they are, ``blocks`` are drawn.
 
     Its own free numbers are one vector ``phi`` = steps of the points, then for each block steps of the means, changes
-    of the log standard deviations s, and rows of the strictly lower triangle W of ``scale_tril = diag(s) (I + W)``.
-    All of them are zero at the start: mean ``origin`` and standard deviation ``unit``.
+    of the log standard deviations s, and rows of the strictly lower triangle W of ``scale_tril = diag(s) (I + W)``, or
+    changes of the loadings. All of them are zero at the start: mean ``origin`` and standard deviation ``unit``.
 
     Args:
         origin: shape (size,), the start.
@@ -74,53 +141,31 @@ class Guide:
     @property
     def noise_size(self) -> int:
         """Length of the standard normal vector from which one draw is made."""
-        return sum(b.index.numel() for b in self.blocks)
+        return sum(b.noise_size for b in self.blocks)
 
     def initial(self) -> Tensor:
         """The start, shape (size,)."""
         return self.origin.new_zeros(self.size)
 
-    def draw(self, phi: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """A vector, shape (density size,), and its log-density under the guide, nats.
+    def draw(self, phi: Tensor, noise: Tensor) -> Tensor:
+        """A vector, shape (density size,), from standard normal ``noise``."""
+        moved, used = [self.origin[self.points] + self.unit * phi[: self.points.numel()]], 0
+        for b, moments in zip(self.blocks, self.moments(phi), strict=True):
+            moved.append(moments.draw(noise[used : used + b.noise_size]).reshape(-1))
+            used += b.noise_size
+        return self.place(moved)
 
-        The log-density is that of the guide held fixed at ``phi``, so that gradients reach it through the draw alone:
-        then they have no noise where the guide is the posterior (Roeder, Wu and Duvenaud 2017).
-        """
-        moved, used, log_q = [self.origin[self.points] + self.unit * phi[: self.points.numel()]], 0, phi.new_zeros(())
-        for b, (loc, scale_tril) in zip(self.blocks, self.moments(phi), strict=True):
-            m, d = b.index.shape
-            e = noise[used : used + m * d].reshape(m, d, 1)
-            used += m * d
-            u = loc + (scale_tril @ e)[..., 0]
-            held = scale_tril.detach()
-            back = torch.linalg.solve_triangular(held, (u - loc.detach())[..., None], upper=False)
-            log_q = (
-                log_q
-                - 0.5 * back.square().sum()
-                - held.diagonal(dim1=-2, dim2=-1).log().sum()
-                - 0.5 * m * d * log(2 * pi)
-            )
-            moved.append(u.reshape(-1))
-        return self.place(moved), log_q
-
-    def member_log_density(self, phi: Tensor, noise: Tensor) -> list[Tensor]:
-        """Log-density of each block's members at the draw made from ``noise``, shapes (M,), nats."""
-        out, used = [], 0
-        for b, (_, scale_tril) in zip(self.blocks, self.moments(phi), strict=True):
-            m, d = b.index.shape
-            e = noise[used : used + m * d].reshape(m, d)
-            used += m * d
-            logs = scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-            out.append(-0.5 * e.square().sum(-1) - logs - 0.5 * d * log(2 * pi))
-        return out
+    def log_densities(self, phi: Tensor, vector: Tensor) -> list[Tensor]:
+        """Log-density of each block's members at a vector, shapes (M,), nats."""
+        return [moments.log_density(vector[b.index]) for b, moments in zip(self.blocks, self.moments(phi), strict=True)]
 
     def mean(self, phi: Tensor) -> Tensor:
         """The vector of points and means, shape (density size,)."""
         points = self.origin[self.points] + self.unit * phi[: self.points.numel()]
-        return self.place([points, *(loc.reshape(-1) for loc, _ in self.moments(phi))])
+        return self.place([points, *(moments.loc.reshape(-1) for moments in self.moments(phi))])
 
-    def moments(self, phi: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Mean, shape (M, D), and Cholesky factor of the covariance, shape (M, D, D), of each block."""
+    def moments(self, phi: Tensor) -> list[Moments]:
+        """The normal distributions of each block."""
         out, k = [], self.points.numel()
         for b in self.blocks:
             m, d = b.index.shape
@@ -128,19 +173,25 @@ class Guide:
             k += sum(b.sizes)
             loc = self.origin[b.index] + b.unit * pieces[0].reshape(m, d)
             scale = b.unit * pieces[1].reshape(m, d).exp()
-            if b.sizes[2]:
+            if b.family == "full" and d > 1:
                 padded = torch.cat([b.unit.new_zeros(m, 1), pieces[2].reshape(m, -1)], dim=1)
-                out.append(
-                    (loc, scale[..., None] * (padded[:, b.triangle].reshape(m, d, d) + b.unit.new_ones(d).diag()))
-                )
+                below = padded[:, _triangle(d)].reshape(m, d, d) + b.unit.new_ones(d).diag()
+                out.append(Moments(loc, scale, root=scale[..., None] * below))
+            elif b.family == "low_rank":
+                first = LOADING * _pattern(m, d, b.rank).to(phi.dtype)
+                out.append(Moments(loc, scale, loadings=b.unit[..., None] * (first + pieces[2].reshape(m, d, -1))))
             else:
-                out.append((loc, torch.diag_embed(scale)))
+                out.append(Moments(loc, scale))
         return out
+
+    def owners(self) -> list[Tensor]:
+        """For each block the member to which each of its free numbers belongs, in the order of ``phi`` after the points."""
+        return [b.rows(b.sizes) for b in self.blocks]
 
     def posterior(self, phi: Tensor) -> Posterior:
         """The guide at ``phi`` as a result."""
         blocks = zip(self.blocks, self.moments(phi), strict=True)
-        return Posterior(self.mean(phi), tuple(Normal(b.plates, b.index, loc, tril) for b, (loc, tril) in blocks))
+        return Posterior(self.mean(phi), tuple(Normal(b.plates, b.index, x.loc, x.scale_tril) for b, x in blocks))
 
     def place(self, moved: list[Tensor]) -> Tensor:
         """Put points and latents, in the order of the guide, into their positions in the vector."""
@@ -149,26 +200,32 @@ class Guide:
 
 def guide(origin: Tensor, points: Tensor, blocks: tuple[Block, ...], unit: Tensor) -> Guide:
     """A guide that starts at ``origin``, with steps and first standard deviations ``unit``, both of shape (size,)."""
+    rest, order = arrangement(origin, points, blocks)
+    return Guide(origin, points, unit[points], tuple(replace(b, unit=unit[b.index]) for b in blocks), rest, order)
+
+
+def arrangement(origin: Tensor, points: Tensor, blocks: tuple[Block, ...]) -> tuple[Tensor, Tensor]:
+    """Positions that do not move, and where each position is found in (points, blocks, rest)."""
     moved = torch.cat([points, *(b.index.reshape(-1) for b in blocks)])
     still = torch.ones(origin.numel(), dtype=torch.bool)
     still[moved] = False
     rest = still.nonzero()[:, 0]
-    own = tuple(replace(b, unit=unit[b.index]) for b in blocks)
-    return Guide(origin, points, unit[points], own, rest, torch.argsort(torch.cat([moved, rest])))
+    return rest, torch.argsort(torch.cat([moved, rest]))
 
 
-def blocks_by_role(entries: Iterable[Entry], graph: FactorGraph, family: str) -> tuple[Block, ...]:
+def blocks_by_role(
+    entries: Iterable[Entry], graph: FactorGraph, family: str | Mapping[str, str] = "full"
+) -> tuple[Block, ...]:
     """Group the latents: one block for each set of plates, one for the fixed effects with a prior.
 
     Args:
         entries: those that are not fixed.
-        family: ``full`` (a full covariance per member up to 200 latents) or ``meanfield``.
+        family: ``full`` (a full covariance per member up to 200 latents, beyond that a low-rank one), ``meanfield`` or
+            ``low_rank``; or one for each plate by name, with ``""`` for the fixed effects.
 
     Raises:
         FitError: there is no such family.
     """
-    if family not in ("full", "meanfield"):
-        raise FitError(f"there is no guide {family!r}.", suggestion="guide='full' or guide='meanfield'")
     grouped: dict[tuple[str, ...], list[Entry]] = {}
     for e in entries:
         if not e.is_param:
@@ -176,10 +233,35 @@ def blocks_by_role(entries: Iterable[Entry], graph: FactorGraph, family: str) ->
     out = []
     for plates, members in grouped.items():
         index = torch.cat([_by_member(e, plates, graph.latents[e.name].event_dim) for e in members], dim=1)
-        full = family == "full" and index.shape[1] <= LARGEST_FULL
+        chosen, d = _family(family, plates), index.shape[1]
+        if chosen == "full" and d > LARGEST_FULL:
+            chosen = "low_rank"
+        rank = min(d, ceil(sqrt(d))) if chosen == "low_rank" else 0
+        e = members[0]
+        sizes = tuple(e.shape[len(e.shape) - graph.latents[e.name].event_dim + e.plates[p]] for p in plates)
         names = tuple(e.name for e in members)
-        out.append(Block(plates, names, index, full, torch.ones(index.shape), _triangle(index.shape[1])))
+        out.append(Block(plates, sizes, names, index, chosen, rank, torch.ones(index.shape)))
     return tuple(out)
+
+
+def _family(family: str | Mapping[str, str], plates: tuple[str, ...]) -> str:
+    given = [family] if isinstance(family, str) else list(family.values())
+    for name in given:
+        if name not in FAMILIES:
+            raise FitError(
+                f"there is no guide {name!r}.",
+                details=[f"families: {', '.join(FAMILIES)}; or a network, or a Pyro guide"],
+                suggestion="guide='full'",
+            )
+    if isinstance(family, str):
+        return family
+    own = [family[p] for p in (plates or ("",)) if p in family]
+    return own[0] if own else "full"
+
+
+def _pattern(m: int, d: int, rank: int) -> Tensor:
+    """Loadings to start from: any that are not zero and differ between factors, shape (M, D, R)."""
+    return torch.outer(torch.arange(1.0, d + 1), torch.arange(1.0, rank + 1)).cos().expand(m, d, rank)
 
 
 def _triangle(d: int) -> Tensor:

@@ -2,8 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,91 +13,66 @@ from symhmm.compiler.density import Density
 from symhmm.errors import FitError
 from symhmm.infer.bound import evaluate_bound
 from symhmm.infer.checkpoint import Checkpoint, fingerprint
-from symhmm.infer.guide import Guide, blocks_by_role, guide
+from symhmm.infer.guide import blocks_by_role
+from symhmm.infer.minibatch import minibatches
+from symhmm.infer.objective import Gradient
+from symhmm.infer.objective import objective as captured_objective
 from symhmm.infer.progress import Listener, Reporter
-from symhmm.infer.target import Target, target, value_and_gradient
+from symhmm.infer.svi_state import WARM, Options, Schedule, State, assemble, parameters, restored, saved
+from symhmm.infer.target import Target, target
 from symhmm.infer.verdict import not_finite, of_guide
 from symhmm.infer.warm import curvature_units, warm_start
 from symhmm.tables.results import ELBO, ELBO_EVIDENCE, Estimate, Optima
 
 WINDOW = 100  # steps whose mean is the smoothed objective
-CLIP = 10.0  # times the running mean of the gradient norm
-WARM = "warm starts: joint density with the random effects held equal"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `run` was asked for; see there."""
-
-    guide: str = "full"
-    seed: int = 0
-    restarts: int = 4
-    steps: int = 3000
-    cooldown: int = 1000
-    lr: float = 0.05
-    particles: int = 1
-    evaluate: int = 500
-
-
-@dataclass
-class State:
-    """Where a run is. Mutable: `step` moves it in place, which saves three copies of everything at each step.
-
-    Args:
-        phi: free numbers of the guide; ``optimizer`` holds Adam's moments of them.
-        cooling: the step at which the decay of the rate began, -1 before.
-        norm: running mean of the gradient norm, for clipping.
-        trace: objective at each step, nats.
-    """
-
-    goal: Target
-    guide: Guide
-    gradient: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-    phi: Tensor
-    optimizer: torch.optim.Optimizer
-    generator: torch.Generator
-    optima: Optima
-    evaluations: int
-    cooling: int = -1
-    norm: float = 0.0
-    trace: list[float] = field(default_factory=list)
-
-    @property
-    def done(self) -> int:
-        """Steps taken."""
-        return len(self.trace)
+LOWEST = 0.5  # of the rate, at the end
+DECAY = (0.9, 0.95)  # Adam's memory of the gradient and of its square
+SCHEDULES = ("plateau", "cosine", "constant")
+OBJECTIVES = ("elbo", "iwelbo")
 
 
 def run(
     density: Density,
     *,
-    guide: str = "full",
+    guide: Any = "full",
+    objective: str = "elbo",
     fix: Mapping[str, Any] | None = None,
     start: Mapping[str, Any] | None = None,
     seed: int = 0,
     restarts: int = 4,
     steps: int = 3000,
-    cooldown: int = 1000,
+    cooldown: int = 200,
     lr: float = 0.05,
-    particles: int = 1,
+    schedule: Schedule = "plateau",
+    clip: float = 10.0,
+    particles: int | None = None,
     evaluate: int = 500,
     progress: bool | Listener | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> Estimate:
-    """Maximise the evidence lower bound over parameters (points) and a normal guide of the continuous latents.
+    """Maximise the evidence lower bound over parameters (points) and a guide of the continuous latents.
 
     The run starts from the best of ``restarts`` maxima without random effects (see `symhmm.infer.warm`). The rate stays
     at ``lr`` until the smoothed objective stops rising: the mean over 100 steps exceeds that of the 100 before by less
-    than twice its standard error. Then it falls to zero along a cosine during ``cooldown`` steps.
+    than twice its standard error. Then it falls to half along a cosine during ``cooldown`` steps, with more draws a step,
+    and the mean of the guide's numbers over the last half of these is the result (Polyak and Juditsky 1992).
+
+    A program whose plate takes a subsample (``pyro.plate("i", N, subsample_size=B)``) is fitted by minibatches: each step
+    draws B other members, and moves their own latents only; see `symhmm.infer.minibatch`.
 
     Args:
-        guide: ``full``, a full covariance for the latents of each member of a plate, or ``meanfield``.
+        guide: ``full``, a full covariance for the latents of each member of a plate, ``meanfield``, ``low_rank``, or one
+            of these for each plate by name.
+        objective: ``elbo``, or ``iwelbo`` for the importance-weighted bound of ``particles`` draws (8 by default).
         fix: constrained values to hold, by name.
         start: constrained values to start from, by name, instead of the program's own.
         seed: of the starts and of all draws; the same seed gives the same numbers.
         steps: the most steps in all, ``cooldown`` of them with falling rate.
         lr: Adam's rate, in units of about one posterior standard deviation.
-        particles: draws per step.
+        schedule: ``plateau`` as above, ``cosine`` over all ``steps``, ``constant``, or a function from the step to the
+            factor of ``lr``; all but the first take exactly ``steps`` steps.
+        clip: largest norm of a gradient, times the running mean of norms.
+        particles: draws per step; by default 1, and 4 in mirrored pairs while the rate falls.
         evaluate: draws for the reported bound and the importance-weighted estimate.
         progress, checkpoint: as in `symhmm.infer.mle.run`.
 
@@ -107,16 +81,16 @@ def run(
         log-likelihood. Ctrl-C returns the fit so far, and says so in its status.
 
     Raises:
-        FitError: nothing to fit, no latents to integrate, or an unknown guide.
+        FitError: nothing to fit, no latents to integrate, or an option that does not exist.
     """
     began = time.perf_counter()
-    options = Options(guide, seed, restarts, steps, cooldown, lr, particles, evaluate)
+    options = Options(guide, objective, seed, restarts, steps, cooldown, lr, schedule, clip, particles, evaluate)
     goal = target(density, fix or {}, "svi", start)
     _check(goal, options)
     file = Checkpoint(checkpoint, fingerprint(goal, "svi", vars(options)) if checkpoint else "")
-    saved = file.read()
+    before = file.read()
     stopped = False
-    state = _restored(goal, options, saved) if saved is not None else init(goal, options)
+    state = init(goal, options) if before is None else restored(goal, options, before)
     if not state.optima.objectives or not np.isfinite(max(state.optima.objectives)):
         return _not_finite(state, options, time.perf_counter() - began)
     report = Reporter(progress, "svi", options.steps, state.done)
@@ -125,54 +99,62 @@ def run(
             value = step(state, options)
             report(state.done, value)
             if file.due:
-                file.write(_saved(state))
+                file.write(saved(state))
     except KeyboardInterrupt:
         stopped = True
     finally:
         report.close()
-    file.write(_saved(state))
+    file.write(saved(state))
     return _estimate(state, options, stopped, time.perf_counter() - began)
 
 
 def init(goal: Target, options: Options) -> State:
-    """Find the start, build the guide there, and capture the step."""
+    """Find the start and build the guide there."""
     goal, ascents, evaluations = warm_start(goal, seed=options.seed, restarts=options.restarts)
     optima = Optima(tuple(a.value for a in ascents), tuple(a.converged for a in ascents), of=WARM)
     blocks = blocks_by_role(goal.entries, goal.density.graph, options.guide)
-    points = _points(goal)
     if np.isfinite(max(optima.objectives)):
-        unit, more = curvature_units(goal, points, blocks)
+        unit, more = curvature_units(goal, parameters(goal), blocks)
     else:
         unit, more = torch.ones_like(goal.start), 0
-    return _assemble(goal, guide(goal.start, points, blocks, unit), options, optima, evaluations + more)
+    return assemble(goal, options, unit, optima, evaluations + more)
 
 
 def step(state: State, options: Options) -> float:
-    """One step of Adam; returns the objective before it, nats."""
-    shape = (options.particles, state.guide.noise_size)
-    noise = torch.randn(shape, generator=state.generator, dtype=state.phi.dtype)
-    value, gradient = state.gradient(state.phi, noise)
+    """One step of Adam (Kingma and Ba 2015); returns the objective before it, nats."""
+    draws = options.draws[state.cooling >= 0]
+    noise = _noise(draws, state.guide.noise_size, state.generator, state.phi.dtype)
+    chosen = () if state.batches is None else (state.batches.draw(state.generator),)
+    value, gradient = _gradient(state, options, draws)(state.phi, noise, *chosen)
     objective, norm = value.item(), float(torch.linalg.vector_norm(gradient))
     if np.isfinite(objective) and np.isfinite(norm):
-        state.norm = norm if state.norm == 0 else 0.99 * state.norm + 0.01 * min(norm, CLIP * state.norm)
-        if norm > CLIP * state.norm:
-            gradient = gradient * (CLIP * state.norm / norm)
-        progress = 0.0 if state.cooling < 0 else (state.done - state.cooling) / options.cooldown
-        state.optimizer.param_groups[0]["lr"] = options.lr * 0.5 * (1 + float(np.cos(np.pi * min(progress, 1.0))))
-        state.phi.grad = gradient
-        state.optimizer.step()
+        state.norm = norm if state.norm == 0 else 0.99 * state.norm + 0.01 * min(norm, options.clip * state.norm)
+        if norm > options.clip * state.norm:
+            gradient = gradient * (options.clip * state.norm / norm)
+        _move(state, gradient, options.lr * _factor(state, options), *chosen)
+        if _end(state, options) - state.done <= options.cooldown // 2:
+            state.averaged += 1
+            state.mean += (state.phi - state.mean) / state.averaged
     # A draw at which the density is not finite moves nothing; it stays in the trace, and the status counts it.
     state.trace.append(objective)
-    state.evaluations += options.particles
-    if state.cooling < 0 and (state.done >= options.steps - options.cooldown or _level(state.trace)):
+    state.evaluations += draws
+    hot = options.schedule == "plateau" and state.cooling < 0
+    if hot and (state.done >= options.steps - options.cooldown or _level(state.trace)):
         state.cooling = state.done
     return objective
 
 
 def finished(state: State, options: Options) -> bool:
-    """Whether the rate has fallen to zero."""
+    """Whether the rate has fallen to zero, or all steps are taken."""
     hopeless = state.cooling >= 0 and not np.isfinite(state.trace[: state.cooling]).any()
-    return hopeless or (state.cooling >= 0 and state.done >= state.cooling + options.cooldown)
+    return hopeless or state.done >= _end(state, options)
+
+
+def _end(state: State, options: Options) -> int:
+    """The last step, as far as it is known."""
+    if options.schedule != "plateau" or state.cooling < 0:
+        return options.steps
+    return state.cooling + options.cooldown
 
 
 def _level(trace: list[float]) -> bool:
@@ -187,38 +169,42 @@ def _level(trace: list[float]) -> bool:
     return bool(now.mean() - before.mean() < 2 * error)
 
 
-def _assemble(goal: Target, made: Guide, options: Options, optima: Optima, evaluations: int) -> State:
-    phi = made.initial()
-    noise = torch.zeros(options.particles, made.noise_size, dtype=phi.dtype)
-
-    def bound(phi: Tensor, noise: Tensor) -> Tensor:
-        vector, log_q = made.draw(phi, noise)
-        return goal.density.log_prob(goal.values(vector)) + goal.log_abs_det_jacobian(vector) - log_q
-
-    def mean_bound(phi: Tensor, noise: Tensor) -> Tensor:
-        if options.particles == 1:
-            return bound(phi, noise[0])
-        return torch.func.vmap(bound, in_dims=(None, 0))(phi, noise).mean()
-
-    def gradient(phi: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        return value_and_gradient(lambda p: mean_bound(p, noise), phi)
-
-    replay = goal.captured(f"svi {options.guide} {options.particles}", gradient, (phi, noise))
-
-    def evaluate(phi: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            out: tuple[Tensor, Tensor] = replay(phi.detach(), noise)
-        return out
-
-    phi = phi.requires_grad_()
-    optimizer = torch.optim.Adam([phi], lr=options.lr, betas=(0.9, 0.99), maximize=True)
-    generator = torch.Generator().manual_seed(options.seed)
-    return State(goal, made, evaluate, phi, optimizer, generator, optima, evaluations)
+def _factor(state: State, options: Options) -> float:
+    """What the rate is multiplied with at this step."""
+    if callable(options.schedule):
+        return float(options.schedule(state.done))
+    if options.schedule == "constant" or (options.schedule == "plateau" and state.cooling < 0):
+        return 1.0
+    first, length = (0, options.steps) if options.schedule == "cosine" else (state.cooling, options.cooldown)
+    fall = 0.5 * (1 - float(np.cos(np.pi * min((state.done - first) / length, 1.0))))
+    return 1.0 - (1.0 - LOWEST) * fall
 
 
-def _points(goal: Target) -> Tensor:
-    params = [i for e in goal.entries if e.is_param for i in range(e.start, e.stop)]
-    return torch.tensor(params, dtype=torch.long)
+def _noise(draws: int, size: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """Standard normal numbers, shape (draws, size), in mirrored pairs, so that what is odd about the mean cancels."""
+    half = torch.randn((draws + 1) // 2, size, generator=generator, dtype=dtype)
+    return torch.cat([half, -half])[:draws]
+
+
+def _move(state: State, gradient: Tensor, rate: float, chosen: Tensor | None = None) -> None:
+    """Adam's step uphill, of the numbers of members in the batch and of those that belong to no member."""
+    active = slice(None) if chosen is None else (state.owners < 0) | torch.isin(state.owners, chosen)
+    g = gradient[active]
+    first = DECAY[0] * state.first[active] + (1 - DECAY[0]) * g
+    second = DECAY[1] * state.second[active] + (1 - DECAY[1]) * g.square()
+    count = state.count[active] + 1
+    state.first[active], state.second[active], state.count[active] = first, second, count
+    size = (second / (1 - DECAY[1] ** count)).sqrt() + 1e-8
+    state.phi[active] += rate * first / (1 - DECAY[0] ** count) / size
+
+
+def _gradient(state: State, options: Options, draws: int) -> Gradient:
+    if draws not in state.gradients:
+        weighted = options.objective == "iwelbo"
+        state.gradients[draws] = captured_objective(
+            state.goal, state.guide, draws, weighted=weighted, batches=state.batches
+        )
+    return state.gradients[draws]
 
 
 def _check(goal: Target, options: Options) -> None:
@@ -228,9 +214,19 @@ def _check(goal: Target, options: Options) -> None:
             details=[f"free: {', '.join(e.name for e in goal.entries)}"],
             suggestion="method='mle', which is exact here",
         )
-    for name in ("restarts", "steps", "cooldown", "particles", "evaluate"):
-        if getattr(options, name) < 1:
+    for name, known in (("objective", OBJECTIVES), ("schedule", SCHEDULES)):
+        if isinstance(given := getattr(options, name), str) and given not in known:
+            raise FitError(
+                f"there is no {name} {given!r}.", suggestion=f"{name}={known[0]!r}, or {' or '.join(known[1:])}"
+            )
+    for name in ("restarts", "steps", "cooldown", "particles", "evaluate", "clip"):
+        if (getattr(options, name) or 1) < 1:
             raise FitError(f"{name}={getattr(options, name)} must be at least 1.", suggestion=f"leave {name} out")
+    if options.objective == "iwelbo" and minibatches(goal.density) is not None:
+        raise FitError(
+            "the importance-weighted bound is no sum over members, so that a batch of them says nothing of it.",
+            suggestion="objective='elbo', or the whole plate",
+        )
     if options.cooldown > options.steps:
         raise FitError(
             f"cooldown={options.cooldown} is longer than steps={options.steps}.",
@@ -240,9 +236,9 @@ def _check(goal: Target, options: Options) -> None:
 
 def _estimate(state: State, options: Options, stopped: bool, seconds: float) -> Estimate:
     began = time.perf_counter()
-    goal, phi = state.goal, state.phi.detach()
+    goal, phi = state.goal, state.result
     posterior = state.guide.posterior(phi)
-    found = evaluate_bound(goal, state.guide, phi, options.evaluate, options.seed + 1)
+    found = evaluate_bound(goal, state.guide, phi, options.evaluate, options.seed + 1, state.batches)
     with torch.no_grad():
         values = {n: v.detach() for n, v in goal.values(posterior.vector).items()}
     prior = any(not e.is_param and not e.plates for e in goal.density.layout.entries)
@@ -262,7 +258,7 @@ def _estimate(state: State, options: Options, stopped: bool, seconds: float) -> 
             trace,
             bound=found.bound,
             cooling=state.cooling,
-            plateau=0 <= state.cooling < options.steps - options.cooldown,
+            plateau=options.schedule != "plateau" or 0 <= state.cooling < options.steps - options.cooldown,
             stopped=stopped,
         ),
         n_evaluations=state.evaluations + options.evaluate,
@@ -292,43 +288,3 @@ def _not_finite(state: State, options: Options, seconds: float) -> Estimate:
         optima=state.optima,
         fixed=tuple(goal.fixed),
     )
-
-
-def _saved(state: State) -> dict[str, Any]:
-    moments = state.optimizer.state[state.phi]
-    out = {
-        "start": state.goal.start.numpy(),
-        "unit": _unit(state.guide).numpy(),
-        "phi": state.phi.detach().numpy(),
-        "generator": state.generator.get_state().numpy(),
-        "trace": np.array(state.trace),
-        "cooling": np.array(state.cooling),
-        "norm": np.array(state.norm),
-        "evaluations": np.array(state.evaluations),
-        "optima": np.array([state.optima.objectives, state.optima.converged], dtype=float),
-    }
-    return out | {f"adam.{k}": v.numpy() for k, v in moments.items()}
-
-
-def _unit(made: Guide) -> Tensor:
-    out = torch.ones_like(made.origin)
-    out[made.points] = made.unit
-    for b in made.blocks:
-        out[b.index.reshape(-1)] = b.unit.reshape(-1)
-    return out
-
-
-def _restored(goal: Target, options: Options, arrays: dict[str, Any]) -> State:
-    goal = goal.at(torch.from_numpy(arrays["start"]))
-    objectives, converged = arrays["optima"].tolist()
-    optima = Optima(tuple(objectives), tuple(map(bool, converged)), of=WARM)
-    blocks = blocks_by_role(goal.entries, goal.density.graph, options.guide)
-    made = guide(goal.start, _points(goal), blocks, torch.from_numpy(arrays["unit"]))
-    state = _assemble(goal, made, options, optima, int(arrays["evaluations"]))
-    with torch.no_grad():
-        state.phi.copy_(torch.from_numpy(arrays["phi"]))
-    moments = {k.removeprefix("adam."): torch.from_numpy(v) for k, v in arrays.items() if k.startswith("adam.")}
-    state.optimizer.state[state.phi] = moments
-    state.generator.set_state(torch.from_numpy(arrays["generator"]))
-    state.cooling, state.norm, state.trace = int(arrays["cooling"]), float(arrays["norm"]), arrays["trace"].tolist()
-    return state
