@@ -156,9 +156,27 @@ class Fit(Questions):
         """Constrained values drawn from the posterior by name, shape (draws, *shape); empty without one."""
         if self.estimate.posterior is None:
             return {}
+        return self._unpacked(self.estimate.posterior.sample(DRAWS))
+
+    def drawn_chains(self, draws: int) -> dict[str, Tensor]:
+        """Constrained posterior draws by name, shape (chains, draws, *shape): all of a sampler's, else one chain.
+
+        Raises:
+            FitError: the fit has no posterior.
+        """
+        chains = getattr(self.estimate.posterior, "chains", None)
+        if chains is None:
+            each = self.drawn(max(draws, 1))
+            return {n: torch.stack([v[n] for v in each]).unsqueeze(0) for n in each[0]}
+        return {n: x.unflatten(0, chains.shape[:2]) for n, x in self._unpacked(chains.flatten(0, 1)).items()}
+
+    def _unpacked(self, vectors: Tensor) -> dict[str, Tensor]:
+        """Constrained values of draws, those of a sampler with their states in one order; shape (draws, *shape)."""
         with torch.no_grad():
-            drawn = [self.density.unpack(v) for v in self.estimate.posterior.sample(DRAWS)]
-        return {n: torch.stack([d[n] for d in drawn]) for n in drawn[0]}
+            drawn = [self.density.unpack(v) for v in vectors]
+        stacked = {n: torch.stack([d[n] for d in drawn]) for n in drawn[0]}
+        # A normal posterior stays at one of the orders that the states could have; a sampler may visit several.
+        return self.in_one_order(stacked) if hasattr(self.estimate.posterior, "chains") else stacked
 
     def fixed_effects(self) -> Table:
         """Parameters and latents outside every plate: estimate, standard error, 95 percent interval, natural scale.

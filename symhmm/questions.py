@@ -1,7 +1,7 @@
 """What one can ask of fitted values: each question is one function of `symhmm.posterior`, at the fit's own values."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from symhmm.compiler.density import Density
-from symhmm.posterior import decode, forecast, marginals, pointwise, prefix, residuals, simulate
+from symhmm.errors import GraphError
+from symhmm.posterior import align, decode, forecast, inference_data, marginals, pointwise, prefix, residuals, simulate
+from symhmm.posterior.align import Symmetry
 from symhmm.tables.data import SequenceData
 from symhmm.tables.naming import data_among, named, named_all
 from symhmm.tables.states import Answers, Labelled
@@ -30,6 +32,10 @@ class Questions(ABC):
     @abstractmethod
     def values(self) -> Mapping[str, Tensor]:
         """Constrained values at which questions are asked."""
+
+    @abstractmethod
+    def drawn_chains(self, draws: int) -> dict[str, Tensor]:
+        """Constrained posterior draws by name, shape (chains, draws, *shape)."""
 
     @abstractmethod
     def drawn(self, draws: int) -> list[Mapping[str, Tensor]]:
@@ -100,6 +106,63 @@ class Questions(ABC):
         """Log-likelihood by member of plates or step, see `symhmm.posterior.pointwise.log_likelihood_by`."""
         found = pointwise.log_likelihood_by(self.density, self.values, *frames)
         return named(found, self.data, *self._frames(), self.states)
+
+    def symmetry(self, site: str | None = None) -> Symmetry:
+        """Which values number the states, see `symhmm.posterior.align.symmetry`."""
+        return align.symmetry(self.density, site)
+
+    def in_one_order(self, draws: Mapping[str, Tensor], by: str | None = None) -> dict[str, Tensor]:
+        """Draws, shape (draws, *shape) each, with their states matched; as they are where the states are not alike.
+
+        Raises:
+            GraphError: ``by`` is given and the states cannot be moved.
+        """
+        try:
+            found = self.symmetry()
+        except GraphError:
+            if by is not None:
+                raise
+            return dict(draws)
+        return dict(align.aligned(draws, found, by).draws)
+
+    def to_arviz(
+        self,
+        *,
+        by: str | Sequence[str] | None = None,
+        order_by: str | None = None,
+        draws: int = 500,
+        predictive: int = 0,
+        seed: int = 0,
+    ) -> Any:
+        """Posterior draws, pointwise log-likelihoods and data for ArviZ, see `symhmm.posterior.inference_data`.
+
+        Args:
+            by: plates whose members ``az.loo`` and ``az.waic`` leave out; the plates of all observed sites if None.
+            order_by: a value with one number per state that numbers the states, ``order_by="loc"``.
+            draws: of a normal posterior; a sampler's are all taken.
+            predictive: data sets to simulate.
+            seed: of the simulation.
+
+        Raises:
+            FitError: the fit is a point and has no posterior.
+            GraphError: ``by`` has a time axis or hidden states, or ``order_by`` does not number states.
+        """
+        found = self.drawn_chains(draws)
+        try:
+            order = self.symmetry()
+        except GraphError:
+            if order_by is not None:
+                raise
+            order = None
+        ids: dict[str, Sequence[Any]] = {}
+        for plate, x in self.density.graph.plates.items():
+            empty = Labelled(plate, torch.zeros(x.size), (plate,))
+            ids |= named(empty, self.data, *self._frames(), self.states).labels
+        if self.states:
+            ids["state"] = self.states
+        return inference_data.inference_data(
+            self.density, found, by=by, order=order, order_by=order_by, predictive=predictive, seed=seed, labels=ids
+        )
 
     def _averaged(self, ask: Callable[[Mapping[str, Tensor]], Answers], draws: int, steps: bool = True) -> Answers:
         return self._named(_combined([ask(v) for v in self.drawn(draws)], lambda x: torch.stack(x).mean(0)), steps)
