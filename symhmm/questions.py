@@ -88,9 +88,25 @@ class Questions(ABC):
         ]
         return self._named(_combined(found, torch.cat))
 
-    def predict(self, horizon: int, sites: Sites = None, *, draws: int = 0) -> Answers:
-        """Probabilities of future states, see `symhmm.posterior.forecast.predict`."""
-        return self._averaged(lambda v: forecast.predict(self.density, v, horizon, sites), draws, steps=False)
+    def predict(
+        self,
+        horizon: int,
+        *longer: Any,
+        sites: Sites = None,
+        draws: int = 0,
+        quantiles: Sequence[float] = forecast.QUANTILES,
+        seed: int = 0,
+    ) -> Answers:
+        """Future states and observations, see `symhmm.posterior.forecast.predict`.
+
+        Args:
+            longer: the program's arguments with ``horizon`` more masked steps, where the future has covariates of its own.
+        """
+        future = self.density.bind(*longer) if longer else None
+        found = forecast.predict(
+            self.density, self.drawn(draws), horizon, sites, future=future, quantiles=quantiles, seed=seed
+        )  # fmt: skip
+        return self._named(found, steps=False)
 
     def simulate(self, n: int = 1, *, seed: int = 0, new_members: bool = False) -> Answers:
         """New data and states from the program at the estimate, see `symhmm.posterior.simulate.simulate`."""
