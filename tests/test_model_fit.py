@@ -2,10 +2,11 @@
 
 import linecache
 
+import pyro.distributions as dist
 import pytest
 import torch
 
-from symhmm import MixedHMM
+from symhmm import MixedHMM, load
 from symhmm.errors import DataError
 from symhmm.models.order import new_order, reordered
 from symhmm.models.template import program
@@ -181,3 +182,21 @@ def test_variational_fits_and_groups_above_the_individuals():
     assert fit.random_effects("ID")["name"][0] == "transitions|herd:ID 0>1 ann"
     new = fit.on(simulated(("new", "di"), steps=20, seed=5))
     torch.testing.assert_close(new.values["transitions|herd"], fit.values["transitions|herd"])
+
+
+def test_saved_and_loaded(fit, tmp_path):
+    fit.save(tmp_path / "fit")
+    back = load(tmp_path / "fit", fit.model, simulated())
+    assert str(back.summary()) == str(fit.summary())
+    assert back.program_source() == fit.program_source()
+    torch.testing.assert_close(back.on(simulated(seed=3)).values, fit.on(simulated(seed=3)).values)
+    with pytest.raises(DataError, match="other data"):
+        load(tmp_path / "fit", fit.model, simulated(seed=3))
+
+
+def test_priors_are_saved(tmp_path):
+    model = MixedHMM(2, {"y": "gaussian"}, priors={"y.sd": dist.LogNormal(0.0, 1.0)})
+    fit = model.fit(simulated(), method="map", restarts=1)
+    fit.save(tmp_path / "fit")
+    back = load(tmp_path / "fit", model, simulated())
+    torch.testing.assert_close(back.density.log_prob(back.values), fit.density.log_prob(fit.values))
