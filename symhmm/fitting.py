@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import log
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from symhmm import components, effects
+from symhmm import components, effects, saved
 from symhmm.compiler.density import Density, compile
 from symhmm.errors import FitError
 from symhmm.graph import FactorGraph
@@ -284,8 +285,36 @@ class Fit(Questions):
         density.layout.check(self.values)
         return replace(self, density=density)
 
+    def save(self, folder: str | Path) -> None:
+        """Write the fit into a folder, for `load`; see `symhmm.saved`. Programs and data are not part of it."""
+        value = float(self.density.log_prob(self.values))
+        saved.write(folder, self.estimate, self.density.layout, value, self.kept())
+
+    def kept(self) -> Mapping[str, Any]:
+        """What is saved beside the estimate: what a model needs to make its program again."""
+        return {}
+
     def __repr__(self) -> str:
         return f"Fit: {self.estimate}"
+
+
+def load(folder: str | Path, program: Any, *args: Any) -> Fit:
+    """A fit that was saved, with the program or model and the data that it was made of.
+
+    Args:
+        folder: that `Fit.save` was given.
+        program: a Pyro program or factor graph with its ``args``, or a model with its data.
+
+    Raises:
+        DataError: the folder is not whole, was changed, or belongs to another program or other data.
+    """
+    found = saved.read(folder)
+    if hasattr(program, "restored"):
+        return cast(Fit, program.restored(*args, found))
+    density = program.log_density(*args) if hasattr(program, "log_density") else compile(program, *args)
+    estimate = found.estimate(density.layout)
+    found.check(float(density.log_prob(estimate.values)))
+    return Fit(estimate, density)
 
 
 def _closest(name: str, known: Any) -> str:
