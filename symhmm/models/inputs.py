@@ -18,7 +18,7 @@ from symhmm.tables.support import check_support
 SUBJECT, SESSION, OTHER = "subject", "session", "other"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Inputs:
     """What a program reads. N subjects, S sessions (where there are any), T steps.
 
@@ -40,6 +40,11 @@ class Inputs:
     num_steps: int
     states: Tensor | None = None
 
+    def __repr__(self) -> str:
+        parts = {"streams": self.streams, "x": self.x, "code": self.code}
+        shown = [f"{kind} {name!r} {tuple(v.shape)}" for kind, all_ in parts.items() for name, v in all_.items()]
+        return f"Inputs({self.num_steps} steps, {', '.join(f'{k}: {n}' for k, n in self.size.items())}; {', '.join(shown)})"
+
 
 @dataclass(frozen=True, eq=False)
 class Block:
@@ -59,7 +64,7 @@ class Block:
     design: Design | None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Bound:
     """A specification with data: its blocks, inputs, and the labels of all groups.
 
@@ -75,6 +80,10 @@ class Bound:
     inputs: Inputs
     levels: Mapping[str, tuple[Any, ...]]
     kinds: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        designs = [f"{b.name}: {b.design}" for b in self.all_blocks if b.design is not None]
+        return "\n".join([repr(self.spec), repr(self.inputs), *designs])
 
     @property
     def all_blocks(self) -> tuple[Block, ...]:

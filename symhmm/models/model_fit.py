@@ -20,7 +20,7 @@ from symhmm.tables.design import GroupDesign
 from symhmm.tables.results import Table, label
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ModelFit(Fit):
     """A fit with its model and data: tables speak of states, moves, columns and groups by their names.
 
