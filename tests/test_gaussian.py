@@ -50,11 +50,9 @@ def test_likelihood_is_that_of_a_forward_recursion_with_scipy(covariance, missin
             seen = [d for d, s in enumerate(("x", "v")) if data.observed[s][t, n]]
             y = torch.stack([data.x[t, n], data.v[t, n]])[seen]
             for k in range(2):
-                if covariance == "diagonal":
-                    matrix = values["sd"][k].square().diag()
-                else:
-                    tril = values["scale_tril"] if covariance == "shared" else values["scale_tril"][k]
-                    matrix = tril @ tril.T
+                own = {n: values[n] if covariance == "shared" else values[n][k] for n in ("sd", "corr") if n in values}
+                tril = own["sd"][:, None] * own.get("corr", torch.eye(2))
+                matrix = tril @ tril.T
                 if seen:
                     alpha[k] *= stats.multivariate_normal(values["mean"][k][seen], matrix[seen][:, seen]).pdf(y)
         total += math.log(alpha.sum())
@@ -64,11 +62,20 @@ def test_likelihood_is_that_of_a_forward_recursion_with_scipy(covariance, missin
 def test_covariances_are_found_again():
     data, states = track(400, 4, missing=0.1)
     fit = GaussianHMM(2, ["x", "v"]).fit(data, restarts=1)
-    covariance = fit.values["scale_tril"] @ fit.values["scale_tril"].mT
-    assert_close(covariance[:, 0, 1], torch.tensor([0.8, -0.8]), rtol=0, atol=0.15)
+    tril = fit.values["sd"][..., None] * fit.values["corr"]
+    assert_close((tril @ tril.mT)[:, 0, 1], torch.tensor([0.8, -0.8]), rtol=0, atol=0.15)
     assert_close(fit.values["mean"], torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), rtol=0, atol=0.2)
     assert (fit.viterbi()["z_{time}"].values == states).double().mean() > 0.9
-    assert GaussianHMM(2, ["x", "v"], "shared").fit(data, restarts=1).objective < fit.objective - 50
+    assert fit.estimate.n_parameters == 4 + 4 + 2 + 2
+    shared = GaussianHMM(2, ["x", "v"], "shared").fit(data, restarts=1)
+    assert shared.objective < fit.objective - 50 and shared.estimate.n_parameters == 4 + 2 + 1 + 2
+
+
+@pytest.mark.parametrize(("covariance", "size"), [("full", 2), ("diagonal", 2), ("shared", 1)])
+def test_one_stream_has_no_correlations(covariance, size):
+    data, _ = track(30, 2)
+    density = GaussianHMM(2, "x", covariance).log_density(data)
+    assert density.layout["sd"].shape[0] == size and density.size == 2 + size + 2
 
 
 def test_partly_observed_normal_gradients_and_what_is_missing_has_no_effect():

@@ -54,32 +54,41 @@ class GaussianHMM(Model):
         return (self.streams,) if isinstance(self.streams, str) else tuple(self.streams)
 
     @property
+    def correlated(self) -> bool:
+        """Whether streams may be correlated given the state."""
+        return self.covariance != "diagonal" and len(self.names) > 1
+
+    @property
     def program(self) -> Program:
-        """``mean`` (K, D); ``sd`` (K, D) or ``scale_tril``, Cholesky factors ([K,] D, D); ``transition`` [from, to]."""
-        if self.covariance == "diagonal":
-            spread = 'sd = pyro.param("sd", start["sd"], constraints.positive)'
-            emission = []
-            for d, name in enumerate(self.names):
-                emission += [
-                    f'with pyro.poutine.mask(mask=data.observed["{name}"][t]):',
-                    f'    pyro.sample(f"{name}_{{t}}", dist.Normal(mean[z, {d}], sd[z, {d}]), obs=data["{name}"][t])',
-                ]
-            stacked = []
-        else:
-            spread = 'scale_tril = pyro.param("scale_tril", start["scale_tril"], constraints.lower_cholesky)'
-            tril = "scale_tril" if self.covariance == "shared" else "scale_tril[z]"
-            stacked = [
+        """``mean`` and ``sd`` (K, D), ``corr`` (K, D, D), Cholesky factors of correlations; ``transition`` [from, to].
+
+        Under ``shared`` the latter two have no dimension for states; without correlations there is no ``corr``.
+        """
+        shared = self.covariance == "shared"
+        head = ['sd = pyro.param("sd", start["sd"], constraints.positive)']
+        if self.correlated:
+            head += [
+                'corr = pyro.param("corr", start["corr"], constraints.corr_cholesky)  # of correlations',
+                "scale_tril = sd[..., None] * corr  # covariance: scale_tril @ scale_tril.mT",
                 "y = torch.stack([{}], -1)".format(", ".join(f'data["{n}"]' for n in self.names)),
                 "seen = torch.stack([{}], -1)".format(", ".join(f'data.observed["{n}"]' for n in self.names)),
             ]
+            tril = "scale_tril" if shared else "scale_tril[z]"
             emission = [f'pyro.sample(f"y_{{t}}", PartlyObservedNormal(mean[z], {tril}, seen[t]), obs=y[t])']
+        else:
+            emission = []
+            for d, name in enumerate(self.names):
+                sd = f"sd[{d}]" if shared else f"sd[z, {d}]"
+                emission += [
+                    f'with pyro.poutine.mask(mask=data.observed["{name}"][t]):',
+                    f'    pyro.sample(f"{name}_{{t}}", dist.Normal(mean[z, {d}], {sd}), obs=data["{name}"][t])',
+                ]
         return assembled(
             [
                 'mean = pyro.param("mean", start["mean"])  # [state, stream]',
-                spread,
+                *head,
                 'transition = pyro.param("transition", start["transition"], constraints.simplex)  # [from, to]',
                 first_state(self.initial, self.states),
-                *stacked,
                 "with sequence_plates(data):",
                 "    z = None",
                 "    for t in pyro.markov(range(data.num_steps)):",
@@ -103,12 +112,11 @@ class GaussianHMM(Model):
         floor = 0.1 * rows.var(0).clamp_min(1e-12)
         covariances = torch.stack([g.T.cov().reshape(d, d) + floor.diag() for g in groups])
         out = {"mean": torch.stack([g.mean(0) for g in groups]), "transition": sticky(self.states, data.dtype)}
-        if self.covariance == "diagonal":
-            out["sd"] = covariances.diagonal(dim1=-2, dim2=-1).sqrt()
-        else:
-            out["scale_tril"] = torch.linalg.cholesky(
-                covariances.mean(0) if self.covariance == "shared" else covariances
-            )
+        if self.covariance == "shared":
+            covariances = covariances.mean(0)
+        out["sd"] = covariances.diagonal(dim1=-2, dim2=-1).sqrt()
+        if self.correlated:
+            out["corr"] = torch.linalg.cholesky(covariances) / out["sd"].unsqueeze(-1)
         if self.initial == "free":
             out["initial"] = torch.full((self.states,), 1 / self.states, dtype=data.dtype)
         return out

@@ -1,5 +1,6 @@
 """Regressions without time: with random effects of one grouping, and with coefficients of several kinds."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -83,21 +84,28 @@ class HierarchicalRegression(Model):
         return split_formula(self.formula)
 
     @property
-    def program(self) -> Program:
-        """``fixed`` (P,), ``sd`` of the response, ``spread`` between groups (a Cholesky factor, or sds), ``own`` (G, Q)."""
+    def _correlated(self) -> bool:
+        """Whether a group's effects may be correlated; the formula alone tells whether there are several."""
         group = self.parts[1].groups[0]
-        if group.correlated:
-            spread = 'spread = pyro.param("spread", start["spread"], constraints.lower_cholesky)  # Cholesky factor'
-            effects = "dist.MultivariateNormal(torch.zeros_like(spread[0]), scale_tril=spread)"
+        alone = re.fullmatch(r"1|(0|-\s*1)\s*\+\s*[\w.]+", group.expr.strip())
+        return group.correlated and not alone
+
+    @property
+    def program(self) -> Program:
+        """``fixed`` (P,), ``sd`` of the response, ``spread`` (Q,) between groups, ``corr`` of the effects, ``own`` (G, Q)."""
+        group = self.parts[1].groups[0]
+        spread = ['spread = pyro.param("spread", start["spread"], constraints.positive)  # standard deviations']
+        if self._correlated:
+            spread.append('corr = pyro.param("corr", start["corr"], constraints.corr_cholesky)  # of correlations')
+            effects = "dist.MultivariateNormal(torch.zeros_like(spread), scale_tril=spread[:, None] * corr)"
         else:
-            spread = 'spread = pyro.param("spread", start["spread"], constraints.positive)  # standard deviations'
             effects = "dist.Normal(torch.zeros_like(spread), spread).to_event(1)"
         response = FAMILIES[self.family].format(eta="eta", sd="sd")
         return assembled(
             [
                 'fixed = pyro.param("fixed", start["fixed"])',
                 *(['sd = pyro.param("sd", start["sd"], constraints.positive)'] if self.family == "gaussian" else []),
-                spread,
+                *spread,
                 f'with pyro.plate("{group.name}", data.y.shape[1], dim=-1):',
                 f'    own = pyro.sample("own", {effects})',
                 '    with pyro.plate("row", data.y.shape[0], dim=-2), pyro.poutine.mask(mask=data.seen):',
@@ -124,7 +132,9 @@ class HierarchicalRegression(Model):
         x, z, y = rows.x[rows.seen], rows.z[rows.seen], rows.y[rows.seen]
         fixed, sd = one_regression(x, y, self.family)
         spread = 0.5 * sd / z.square().mean(0).sqrt().clamp_min(1e-8)
-        out = {"fixed": fixed, "spread": spread.diag() if self.parts[1].groups[0].correlated else spread}
+        out = {"fixed": fixed, "spread": spread}
+        if self._correlated:
+            out["corr"] = torch.eye(len(spread), dtype=torch.float64)
         return out | ({"sd": sd} if self.family == "gaussian" else {})
 
     def fit(self, data: Any, *, method: str = "laplace", seed: int = 0, **options: Any) -> Fit:
