@@ -30,8 +30,8 @@ FLOORS: list[dict[str, str]] = [
         " forward simulate checks residuals inference_data"
     },
     {
-        "infer": "progress restrict target lbfgs starts checkpoint information profile guide minibatch objective bound occupied verdict warm mle svi_state svi"
-        " metric laplace_members laplace laplace_exact laplace_fit closed_forms expectation em noncentred whiten"
+        "infer": "progress restrict target lbfgs closed_forms expectation starts checkpoint information profile pooled guide minibatch objective bound occupied verdict warm mle svi_state svi"
+        " metric laplace_members laplace laplace_exact laplace_fit em noncentred whiten"
         " moving sampler draws pilot nuts"
     },
     {"simulators": "holes chains groups"},

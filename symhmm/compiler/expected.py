@@ -24,11 +24,13 @@ class Expected:
         value: nats, shape (), the expected complete log-density, ``sum(weights * factors)``. As a function of the values it
             is differentiable as often as the program, with the weights held; its gradient is that of ``log_density``
             (Fisher's identity).
+        terms: the factors themselves, nats.
     """
 
     log_density: Tensor
     weights: tuple[Tensor, ...]
     value: Tensor
+    terms: tuple[Tensor, ...]
 
 
 def e_step(density: Density, values: Mapping[str, Tensor]) -> Expected:
@@ -48,7 +50,7 @@ def e_step(density: Density, values: Mapping[str, Tensor]) -> Expected:
         total = lower(_with(density.graph, leaves), density.plan)
         found = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
     weights = tuple(w.detach() for w in found)
-    return Expected(total.detach(), weights, _weighted(terms, weights))
+    return Expected(total.detach(), weights, _weighted(terms, weights), tuple(leaves))
 
 
 def expected_log_density(density: Density, values: Mapping[str, Tensor], weights: tuple[Tensor, ...]) -> Tensor:

@@ -91,7 +91,9 @@ class Forms:
         for b in self.blocks:
             i = b.index
             step = {"probabilities": _probabilities, "scale": _scale}.get(b.kind, _newton)
-            moved, size[i] = step(b, u[i], gradient[i], curvature[: b.directions, i])
+            # What has run to the edge of its support divides by zero, and stays where it is.
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+                moved, size[i] = step(b, u[i], gradient[i], curvature[: b.directions, i])
             new[i] = np.where(np.isfinite(moved), moved, u[i])
         return new, size
 

@@ -11,20 +11,17 @@ import torch
 
 from symhmm.compiler.density import Density
 from symhmm.infer.checkpoint import Checkpoint, fingerprint, restored_ascents, saved_ascents
-from symhmm.infer.closed_forms import Along, Forms, find
+from symhmm.infer.closed_forms import Forms
 from symhmm.infer.expectation import Expectation, expectation
-from symhmm.infer.information import count_observations
 from symhmm.infer.lbfgs import Ascent, ascend
 from symhmm.infer.mle import assemble, check
+from symhmm.infer.pooled import starts
 from symhmm.infer.progress import Listener, Reporter
 from symhmm.infer.restrict import Order, Tie
-from symhmm.infer.starts import bounded_scales, draw_starts, jitter_sizes
 from symhmm.infer.target import Array, Target, target
 from symhmm.tables.results import Estimate
 
-MOST = 600  # coordinates beyond which the M-step is left to L-BFGS
 STEPS = 20  # evaluations of the expected log-density that L-BFGS may use in one M-step
-OFF = 0.3  # jitter, in standard errors of one observation, of the point where forms are looked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,19 +153,8 @@ def run(
 
 def init(goal: Target, options: Options) -> State:
     """Look for closed forms, and draw the starts."""
-    count = 0
-
-    def evaluate(x: Array) -> tuple[float, Array]:
-        nonlocal count
-        count += 1
-        at = expectation(goal, x)
-        return at.value, at.gradient
-
-    own = expectation(goal, goal.x)
-    forms, size = _forms(own, options.seed)
-    scale = bounded_scales(size, goal.x, max(count_observations(goal.density), 1)) * jitter_sizes(goal, options.jitter)
-    starts = draw_starts(evaluate, goal.x, scale, options.restarts, seed=options.seed, screen=options.screen)
-    return State(goal, forms, tuple(starts), _fresh(starts[0]), evaluations=count + 1)
+    found = starts(goal, seed=options.seed, restarts=options.restarts, jitter=options.jitter, screen=options.screen)
+    return State(goal, found.forms, found.points, _fresh(found.points[0]), evaluations=found.evaluations)
 
 
 def step(state: State, options: Options) -> State:
@@ -237,27 +223,6 @@ def _extrapolated(points: Array, moves: Array, weight: Array) -> Array | None:
     return leap
 
 
-def _forms(own: Expectation, seed: int) -> tuple[Forms, Array]:
-    """Closed forms of the target, looked for near the start once for each program, and its curvature at the start."""
-    goal, n = own.goal, own.u.size
-    every = Forms(n, (), np.arange(n))
-    if n > MOST or not np.isfinite(own.gradient).all():
-        return every, np.ones(n)
-    held = tuple((name, tuple(v.flatten().tolist())) for name, v in goal.fixed.items())
-    tied = None if goal.restriction is None else tuple(goal.restriction.source.tolist())
-    key = ("forms", held, tied, goal.restriction is not None and len(goal.restriction.chains))
-
-    def look() -> Forms:
-        size = np.abs(np.diag(np.stack([own.along(row) for row in np.eye(n)])))
-        # Away from points where derivatives vanish because states are alike.
-        noise = OFF * np.random.default_rng(seed).uniform(0.5, 1.0, n)
-        near = expectation(goal, own.u + noise * bounded_scales(size, own.u, max(count_observations(goal.density), 1)))
-        return find(lambda x: _derivatives(near.moved(x)), near.u)
-
-    forms: Forms = goal.density.compiled.once(key, look)
-    return forms, forms.update(own.u, own.gradient, own.curvature(forms.directions()))[1]
-
-
 def _fresh(u: Array) -> Climb:
     nothing = np.zeros((0, u.size))
     return Climb(u, nothing, nothing)
@@ -267,10 +232,6 @@ def _ascent(climb: Climb) -> Ascent:
     gradient = np.zeros_like(climb.u) if climb.at is None else climb.at.gradient
     value = climb.trace[-1] if np.isfinite(climb.trace[-1]) else -np.inf
     return Ascent(climb.u, value, gradient, climb.gain, climb.converged, list(climb.trace))
-
-
-def _derivatives(at: Expectation) -> tuple[Array, Along]:
-    return at.gradient, at.along
 
 
 def _saved(state: State) -> dict[str, Any]:

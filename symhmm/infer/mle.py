@@ -12,11 +12,11 @@ import torch
 from symhmm.compiler.density import Density
 from symhmm.errors import FitError
 from symhmm.infer.checkpoint import Checkpoint, fingerprint, restored_ascents, saved_ascents
-from symhmm.infer.information import count_observations
 from symhmm.infer.lbfgs import Ascent, ascend
+from symhmm.infer.pooled import starts
 from symhmm.infer.progress import Listener, Reporter
 from symhmm.infer.restrict import Order, Tie
-from symhmm.infer.starts import draw_starts, jitter_sizes, scales, units
+from symhmm.infer.starts import units
 from symhmm.infer.target import Array, Target, target
 from symhmm.infer.verdict import of_ascent
 from symhmm.tables.results import LOG_LIKELIHOOD, LOG_POSTERIOR, Estimate, Optima
@@ -81,7 +81,9 @@ def run(
         start: constrained values to start from, by name, instead of the program's own.
         seed: of the jitter.
         restarts: starts in all. The first is the program's own (moved by a hundredth of the jitter, which breaks the
-            symmetry of states that start equal), the others the best of ``screen`` jittered points each.
+            symmetry of states that start equal), the others the best of ``screen`` jittered points each. Where the own start
+            explains the data worse than states that are all alike would, all are jittered around that fit instead
+            (`symhmm.infer.pooled`).
         jitter: size of the jitter in standard errors of one observation; sizes by name jitter these values alone.
         tolerance: nats that a further Newton step may still promise at convergence.
         max_evaluations: gradients per start.
@@ -117,17 +119,8 @@ def run(
 
 def init(goal: Target, method: str, options: Options) -> State:
     """Draw the starts."""
-    count = 0
-
-    def evaluate(x: Array) -> tuple[float, Array]:
-        nonlocal count
-        count += 1
-        return goal.evaluate(x)
-
-    scale = scales(evaluate, goal.x, max(count_observations(goal.density), 1))
-    sizes = scale * jitter_sizes(goal, options.jitter)
-    starts = draw_starts(evaluate, goal.x, sizes, options.restarts, seed=options.seed, screen=options.screen)
-    return State(goal, method, tuple(starts), units(goal, scale), evaluations=count)
+    found = starts(goal, seed=options.seed, restarts=options.restarts, jitter=options.jitter, screen=options.screen)
+    return State(goal, method, found.points, units(goal, found.scale), evaluations=found.evaluations)
 
 
 def step(

@@ -74,12 +74,15 @@ def units(goal: Target, scale: Array) -> Array:
     return np.array([s if i in real else min(s, 1.0) for i, s in zip(goal.moved.tolist(), scale, strict=True)])
 
 
-def draw_starts(evaluate: Evaluate, x: Array, scale: Array, number: int, *, seed: int, screen: int = 10) -> list[Array]:
+def draw_starts(
+    evaluate: Evaluate, x: Array, scale: Array, number: int, *, seed: int, screen: int = 10, own: bool = True
+) -> list[Array]:
     """``number`` starting points: the program's own, then for each other start the best of ``screen`` jittered ones.
 
     The own start is moved by a hundredth of the scale. Where all states start equal the gradient keeps them equal, and
     this is what breaks the symmetry. The others take turns in the size of their jitter, since a good start deserves a
-    small one and a bad start a large one. Points where the density is not finite are passed over.
+    small one and a bad start a large one. Points where the density is not finite are passed over. Without ``own``, all are
+    jittered: ``x`` is not the program's own start.
 
     >>> flat = lambda x: (0.0, 0 * x)
     >>> len(draw_starts(flat, np.zeros(2), np.ones(2), 3, seed=0))
@@ -92,7 +95,7 @@ def draw_starts(evaluate: Evaluate, x: Array, scale: Array, number: int, *, seed
         valued = [(value, p) for p in points if np.isfinite(value := evaluate(p)[0])]
         return [max(valued, key=lambda pair: pair[0])[1]] if valued else []
 
-    own = best(OWN, 1) or ([x] if np.isfinite(evaluate(x)[0]) else [])
+    first = (best(OWN, 1) or ([x] if np.isfinite(evaluate(x)[0]) else [])) if own else []
     # A program whose own start cannot be used gets one jittered start more.
-    others = (best(SIZES[k % len(SIZES)], screen) for k in range(number - len(own)))
-    return [*own, *(start for found in others for start in found)] or [x]
+    others = (best(SIZES[k % len(SIZES)], screen) for k in range(number - len(first)))
+    return [*first, *(start for found in others for start in found)] or [x]

@@ -1,0 +1,144 @@
+"""Pooled: the fit in which all states share what they explain, closed forms found there, and starts around it.
+
+A program's own start may lie far from its data: locations at zero for data in the thousands. Then one state explains
+everything as soon as a climb begins, and the others are never used again. The fit in which every state has the same share of
+everything is found in a few steps from anywhere, and tells the scale of the data; states are told apart around it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from symhmm.compiler.density import Density
+from symhmm.infer.closed_forms import Along, Forms, find
+from symhmm.infer.expectation import Expectation, expectation
+from symhmm.infer.information import count_observations
+from symhmm.infer.starts import bounded_scales, draw_starts, jitter_sizes, scales
+from symhmm.infer.target import Array, Target
+
+MOST = 600  # coordinates beyond which the M-step is left to L-BFGS
+STEPS = 30  # M-steps to the pooled fit
+STILL = 1e-3  # nats that another one must gain
+OFF = 0.3  # jitter, in standard errors of one observation, of the point where forms are looked for
+
+
+@dataclass(frozen=True, eq=False)
+class Starts:
+    """Where a driver starts.
+
+    Args:
+        points: each of shape (n,), coordinates of the target.
+        scale: shape (n,), standard error that one observation would leave on each coordinate.
+        forms: closed forms of the M-step.
+        evaluations: passes through the density that this has cost.
+    """
+
+    points: tuple[Array, ...]
+    scale: Array
+    forms: Forms
+    evaluations: int
+
+
+def starts(
+    goal: Target, *, seed: int = 0, restarts: int = 4, jitter: float | Mapping[str, float] = 1.0, screen: int = 10
+) -> Starts:
+    """Starting points around the program's own start, or around the pooled fit where that explains the data better.
+
+    Args:
+        restarts: number of points. Around its own start, the first is the program's own, hardly moved.
+        jitter, screen: as in `symhmm.infer.mle.run`. Without jitter, or with jitter of some values only, the program's own
+            start is kept.
+    """
+    count = 0
+
+    def evaluate(x: Array) -> tuple[float, Array]:
+        nonlocal count
+        count += 1
+        return goal.evaluate(x)
+
+    sizes = jitter_sizes(goal, jitter)
+    n, own, origin = max(count_observations(goal.density), 1), True, goal.x
+    forms, found = Forms(goal.size, (), np.arange(goal.size)), None
+    # A density with effects integrated out is no product of factors.
+    if isinstance(goal.density, Density) and goal.size <= MOST:
+        shared = _averaged(expectation(goal, goal.x))
+        if np.isfinite(shared.gradient).all() and np.isfinite(shared.expected.value.item()):
+            forms = goal.density.compiled.once(_key(goal), lambda: _forms(shared, n, seed))
+            found = shared
+    if found is None:
+        scale = scales(evaluate, origin, n)
+    else:
+        if goal.density.graph.variables and not isinstance(jitter, Mapping) and jitter > 0:
+            pooled = _pooled(found, forms)
+            if evaluate(pooled.u)[0] > evaluate(origin)[0] and pooled.u is not found.u:
+                own, origin, found = False, pooled.u, pooled
+        scale = bounded_scales(_size(found, forms), origin, n)
+    points = draw_starts(evaluate, origin, scale * sizes, restarts, seed=seed, screen=screen, own=own)
+    return Starts(tuple(points), scale, forms, count)
+
+
+def _averaged(at: Expectation) -> Expectation:
+    """The same with weights shared equally by all states that are possible."""
+    graph = at.goal.density.graph
+    weights = []
+    for f, w, term in zip(graph.factors, at.expected.weights, at.expected.terms, strict=True):
+        states = [i for i, n in enumerate(f.inputs) if n in graph.variables]
+        if states:
+            possible = (term > -torch.inf).to(w.dtype)
+            w = w.sum(states, keepdim=True) * possible / possible.sum(states, keepdim=True).clamp(min=1.0)
+        weights.append(w)
+    return replace(at, expected=replace(at.expected, weights=tuple(weights))).moved(at.u)
+
+
+def _pooled(shared: Expectation, forms: Forms) -> Expectation:
+    """M-steps with the weights held, as long as they gain, of what the data depend on.
+
+    What only latents depend on (weights, moves between states) keeps its start: shared states say nothing about it.
+    """
+    graph = shared.goal.density.graph
+    weights = [
+        torch.zeros_like(w) if f.role == "discrete latent" else w
+        for f, w in zip(graph.factors, shared.expected.weights, strict=True)
+    ]
+    data = replace(shared, expected=replace(shared.expected, weights=tuple(weights))).moved(shared.u)
+    seen = data.along(np.random.default_rng(0).standard_normal(shared.u.size)) != 0
+    here = shared
+    for _ in range(STEPS):
+        aim, _ = forms.update(here.u, here.gradient, here.curvature(forms.directions()))
+        there = here.moved(np.where(seen, aim, here.u))
+        gain = there.expected.value.item() - here.expected.value.item()
+        if not gain > 0 or not np.isfinite(there.gradient).all():
+            break
+        here = there
+        if gain < STILL:
+            break
+    return here
+
+
+def _size(at: Expectation, forms: Forms) -> Array:
+    """Size of the curvature of each coordinate."""
+    return forms.update(at.u, at.gradient, at.curvature(forms.directions()))[1]
+
+
+def _key(goal: Target) -> tuple[object, ...]:
+    """What closed forms depend on besides the program and the shapes of its data."""
+    held = tuple((name, tuple(v.flatten().tolist())) for name, v in goal.fixed.items())
+    tied = None if goal.restriction is None else tuple(goal.restriction.source.tolist())
+    lines = () if goal.restriction is None else tuple(tuple(c.tolist()) for c in goal.restriction.chains)
+    return ("forms", held, tied, lines)
+
+
+def _forms(shared: Expectation, n_observations: int, seed: int) -> Forms:
+    """Closed forms, looked for away from points where derivatives vanish because states are alike."""
+    n = shared.u.size
+    size = np.abs(np.array([shared.along(row)[i] for i, row in enumerate(np.eye(n))]))
+    noise = OFF * np.random.default_rng(seed).uniform(0.5, 1.0, n)
+    return find(
+        lambda x: _derivatives(shared.moved(x)), shared.u + noise * bounded_scales(size, shared.u, n_observations)
+    )
+
+
+def _derivatives(at: Expectation) -> tuple[Array, Along]:
+    return at.gradient, at.along
