@@ -26,7 +26,7 @@ import symhmm
 
 MEMBERS, STEPS, BINS, RANKS = 10, 40, 10, 99
 OPTIONS: dict[str, dict[str, Any]] = {
-    "nuts": {"chains": 1, "draws": 4 * RANKS, "native": True},
+    "nuts": {"chains": 1, "draws": 2 * RANKS, "tune": 100, "restarts": 1, "native": True},
     "svi": {"restarts": 1},
     "laplace": {"restarts": 1},
 }

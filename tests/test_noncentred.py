@@ -62,8 +62,7 @@ def test_forward_is_the_formula(goal, centredness):
     assert torch.allclose(part(u, "a"), a, rtol=1e-10)
     assert torch.allclose(part(u, "b"), b, rtol=1e-10)
     assert torch.allclose(volume, (1 - c) * (6 * tau.log() + 9 * sigma.log()), rtol=1e-10, atol=1e-10)
-    same = [n for n in ("mu", "tau", "sigma", "t")]
-    assert all(torch.equal(part(u, n), part(w, n)) for n in same)
+    assert all(torch.equal(part(u, n), part(w, n)) for n in ("mu", "tau", "sigma", "t"))
 
 
 def test_the_volume_is_that_of_the_jacobian(goal):
@@ -105,17 +104,23 @@ def test_density_and_gradient_in_the_new_coordinates(goal):
 
 
 def test_informed_by_the_share_of_the_data(goal):
+    """Of three parts of information from the data and one from the prior, c is three quarters."""
     at = noncentred(goal)
-    e = goal.density.layout["a"]
-    precision, curvature = torch.ones_like(at.centred), torch.ones_like(at.centred)
-    curvature[e.start : e.stop] = 4.0
-    found = at.informed(precision, curvature)
-    assert torch.equal(found.centred[e.start : e.stop], torch.full((6,), 0.75, dtype=torch.float64))
-    position = goal.density.layout["tau"].start
-    assert not found.signed[position]
-    few = goal.density.layout["b"]
-    assert torch.equal(found.centred[few.start : few.stop], torch.zeros(9, dtype=torch.float64))
-    assert found.signed[goal.density.layout["sigma"].start]
+    a, b = (slice(e.start, e.stop) for e in map(goal.density.layout.__getitem__, ("a", "b")))
+    tau, sigma = (goal.density.layout[n].start for n in ("tau", "sigma"))
+    information, precision = torch.ones_like(at.centred), torch.ones(100, goal.start.numel(), dtype=torch.float64)
+    information[a] = 3.0
+    found = at.informed(information, precision)
+    assert torch.equal(found.centred[a], torch.full((6,), 0.75, dtype=torch.float64))
+    assert torch.equal(found.centred[b], torch.full((9,), 0.5, dtype=torch.float64))
+    assert not found.signed.any()
+    # The spread of b is sometimes so small that the data say nothing about b.
+    precision[:10, b] = 100.0
+    found = at.informed(information, precision)
+    assert found.signed.nonzero().tolist() == [[sigma]]
+    assert torch.equal(found.centred[b], torch.zeros(9, dtype=torch.float64))
+    assert torch.equal(found.centred[a], torch.full((6,), 0.75, dtype=torch.float64))
+    assert not found.signed[tau]
 
 
 def test_what_has_no_such_form_is_named(goal):

@@ -19,7 +19,8 @@ from symhmm.errors import FitError
 from symhmm.infer.target import Target
 
 Request = bool | str | Iterable[str]
-NEAR_ZERO = 0.3  # mean centredness of its effects below which a spread gets a sign
+TAIL = 0.05  # share of draws in which a spread is smallest
+NEAR_ZERO = 0.1  # share of the data in the information on its effects there, below which a spread gets a sign
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,19 +67,20 @@ class Coordinates:
             w = torch.cat([w[: e.start], own, w[e.stop :]])
         return w
 
-    def informed(self, precision: Tensor, curvature: Tensor) -> "Coordinates":
-        """Each effect centred by the share of its information that comes from the data, signs where that is little.
+    def informed(self, information: Tensor, precision: Tensor) -> "Coordinates":
+        """Each effect centred by the share of its information that comes from the data; signs for spreads near zero.
 
         Args:
-            precision: shape (size,), of the effects' priors, as `precisions` gives it.
-            curvature: shape (size,), minus the second derivative of the log-density in each coordinate of ``u``.
+            information: shape (size,), what the data say about each effect: curvature of their log-density.
+            precision: shape (draws, size), of the effects' priors at draws from the posterior, as `precisions` gives it.
         """
-        share = (1 - precision / curvature.clamp(min=1e-12)).clamp(0.0, 1.0)
+        share = information / (information + precision.median(0).values)
+        least = information / (information + precision.quantile(1 - TAIL, dim=0))
         centred, signed = self.centred.clone(), torch.zeros_like(self.signed)
         for e in self._entries:
             centred[e.start : e.stop] = share[e.start : e.stop]
         for position, effects in self.spreads:
-            if bool(share[effects].mean() < NEAR_ZERO):
+            if bool(least[effects].mean() < NEAR_ZERO):
                 signed[position] = True
                 centred[effects] = 0.0
         return replace(self, centred=centred, signed=signed)

@@ -78,12 +78,13 @@ def pilot(
     if interrupted:
         raise KeyboardInterrupt
     # Step 3: centred as far as the data say, in the metric of the mean curvature.
-    points = chains[0].points[np.linspace(0, PILOT - 1, LOOKS).astype(int)]
+    points = chains[0].points
     if request == "auto" and coordinates.names:
         coordinates, points = _informed(goal, coordinates, points, blocks)
         evaluate.move(coordinates)
     unit = np.clip(points.std(0), 1e-3, 1.0)
-    return Ground(coordinates, _whiten(evaluate, points, unit, blocks), evaluate, optima)
+    where = _whiten(evaluate, points[_looks(points)], unit, blocks)
+    return Ground(coordinates, where, evaluate, optima)
 
 
 def starting_point(evaluate: Moving, where: Whitening, generator: np.random.Generator, spread: float) -> Array | None:
@@ -142,16 +143,26 @@ def _whiten(evaluate: Moving, points: Array, unit: Array, blocks: list[Index]) -
 
 def _informed(goal: Target, coordinates: Coordinates, points: Array, blocks: list[Index]) -> tuple[Coordinates, Array]:
     """Coordinates that suit the data, and the points in them."""
+    free = goal.free
     with torch.no_grad():
-        vectors = [coordinates.forward(goal.embed(torch.from_numpy(x)))[0] for x in points]
+        whole = torch.func.vmap(goal.embed)(torch.from_numpy(points))
+        vectors = torch.func.vmap(lambda w: coordinates.forward(w)[0])(whole)
+        precision = torch.func.vmap(coordinates.precisions)(vectors)
         evaluate = Moving(goal, coordinates.plain(), native=False)
-        free = np.stack([v[goal.free].numpy() for v in vectors])
-        unit = np.clip(free.std(0), 1e-3, 1.0)
-        bend = torch.ones_like(goal.start)
-        bend[goal.free] = torch.from_numpy(np.median([_diagonal(evaluate, x, unit, blocks) for x in free], axis=0))
-        precision = torch.stack([coordinates.precisions(v) for v in vectors]).median(0).values
-        coordinates = coordinates.informed(precision, bend)
-        return coordinates, np.stack([coordinates.back(v)[goal.free].numpy() for v in vectors])
+        unit = np.clip(vectors[:, free].std(0).numpy(), 1e-3, 1.0)
+        information = torch.zeros(len(vectors), goal.start.numel(), dtype=goal.start.dtype)
+        looks = _looks(points)
+        for k in looks:
+            bend = torch.from_numpy(_diagonal(evaluate, vectors[k, free].numpy(), unit, blocks))
+            information[k, free] = bend - precision[k, free]
+        median = information[looks].median(0).values.clamp(min=0.0)
+        coordinates = coordinates.informed(median, precision)
+        return coordinates, torch.func.vmap(coordinates.back)(vectors)[:, free].numpy()
+
+
+def _looks(points: Array) -> Index:
+    """Draws at which to look at the curvature."""
+    return np.linspace(0, len(points) - 1, LOOKS).astype(int)
 
 
 def _diagonal(evaluate: Moving, x: Array, unit: Array, blocks: list[Index]) -> Array:

@@ -1,0 +1,184 @@
+"""NUTS against closed forms, its seeds, its failures, and what is kept of a run."""
+
+import os
+import signal
+import threading
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.distributions import constraints
+
+import symhmm
+from symhmm.errors import FitError
+from symhmm.infer import nuts
+from symhmm.infer.nuts import run
+
+pytest.importorskip("nutpie")
+Y = torch.tensor([[1.0, 1.4, 0.8], [-0.3, 0.1, 0.4], [2.0, 2.2, 2.9], [0.5, 0.7, -0.2]], dtype=torch.float64)
+
+
+def one_way(y):
+    """Groups around a common mean, all variances known: the posterior is normal."""
+    one = torch.ones((), dtype=y.dtype)
+    mu = pyro.sample("mu", dist.Normal(0 * one, 2 * one))
+    with pyro.plate("group", 4, dim=-2):
+        d = pyro.sample("d", dist.Normal(mu, 0.7 * one))
+        with pyro.plate("unit", 3, dim=-1):
+            pyro.sample("y", dist.Normal(d, 0.5 * one), obs=y)
+
+
+def exact():
+    """Mean and covariance of (mu, d) given Y."""
+    precision = np.zeros((5, 5))
+    precision[0, 0] = 1 / 4 + 4 / 0.49
+    precision[0, 1:] = precision[1:, 0] = -1 / 0.49
+    precision[np.arange(1, 5), np.arange(1, 5)] = 1 / 0.49 + 3 / 0.25
+    shift = np.concatenate([[0.0], Y.sum(1).numpy() / 0.25])
+    covariance = np.linalg.inv(precision)
+    return covariance @ shift, covariance
+
+
+@pytest.fixture(scope="module")
+def density():
+    return symhmm.compile(one_way, Y)
+
+
+@pytest.fixture(scope="module")
+def fit(density):
+    return symhmm.fit(density, method="nuts", chains=2, draws=1000, seed=1)
+
+
+def test_a_normal_posterior(fit):
+    mean, covariance = exact()
+    x = fit.estimate.posterior.all.numpy()
+    ess = np.array(fit.estimate.posterior.table["ess"])
+    sd = np.sqrt(np.diag(covariance))
+    assert fit.status.ok, fit.status
+    assert ess.min() > 400
+    assert (np.abs(x.mean(0) - mean) < 4.5 * sd / np.sqrt(ess)).all()
+    assert np.allclose(x.std(0), sd, rtol=0.12)
+    assert np.allclose(np.corrcoef(x.T), covariance / np.outer(sd, sd), atol=0.12)
+
+
+def test_the_fit_answers_with_draws(fit):
+    mean, covariance = exact()
+    fixed, random = fit.fixed_effects(), fit.random_effects("group")
+    assert fixed["estimate"][0] == pytest.approx(mean[0], abs=0.1)
+    assert fixed["se"][0] == pytest.approx(np.sqrt(covariance[0, 0]), rel=0.15)
+    assert np.allclose(random["estimate"], mean[1:], atol=0.1)
+    assert "log-posterior density, mean of the draws" in repr(fit.summary())
+    assert fit.estimate.objective == pytest.approx(expected_height(), abs=6 * fit.estimate.error)
+    with pytest.raises(FitError, match="no marginal likelihood after method='nuts'"):
+        _ = fit.aic
+
+
+def expected_height():
+    """Mean of the log joint density under its own normal posterior: its maximum less half the dimension."""
+    mean, _ = exact()
+    mu, d = torch.tensor(mean[0]), torch.tensor(mean[1:])
+    top = dist.Normal(0.0, 2.0).log_prob(mu) + dist.Normal(mu, 0.7).log_prob(d).sum()
+    return float(top + dist.Normal(d[:, None], 0.5).log_prob(Y).sum()) - 5 / 2
+
+
+def test_same_seed_same_numbers_and_checkpoint(density, tmp_path, monkeypatch):
+    options = {"chains": 3, "draws": 30, "tune": 20, "restarts": 1}
+    whole = run(density, seed=5, **options)
+    again = run(density, seed=5, **options, cores=3)
+    other = run(density, seed=6, **options)
+    assert torch.equal(whole.posterior.chains, again.posterior.chains)
+    assert not torch.equal(whole.posterior.chains, other.posterior.chains)
+
+    class Killed(Exception):
+        pass
+
+    written = nuts.Checkpoint.write
+
+    def die_after_two(self, arrays):
+        written(self, arrays)
+        if len(arrays["chains"]) == 2:
+            raise Killed
+
+    file = tmp_path / "run.npz"
+    monkeypatch.setattr(nuts.Checkpoint, "write", die_after_two)
+    with pytest.raises(Killed):
+        run(density, seed=5, checkpoint=file, **options)
+    monkeypatch.undo()
+    resumed = run(density, seed=5, checkpoint=file, **options)
+    assert torch.equal(whole.posterior.chains, resumed.posterior.chains)
+    assert resumed.objective == whole.objective
+    with pytest.raises(FitError, match="belongs to another fit"):
+        run(density, seed=6, checkpoint=file, **options)
+
+
+def test_ctrl_c_returns_the_draws_so_far(density):
+    def listen(progress):
+        if progress.done == 200 + 220 + 150:
+            threading.Timer(0.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    found = run(density, chains=4, draws=200, tune=20, seed=1, progress=listen)
+    assert not found.status.ok
+    assert found.status.reason == "stopped by Ctrl-C"
+    assert found.status.causes[0].endswith("of 4 chains, 200 draws each")
+    assert found.posterior.chains.shape[0] < 4
+
+
+def test_parameters_without_a_prior_get_a_flat_one_on_their_natural_scale():
+    """Of the spread of n normal numbers with mean zero: p(s) is s^-n exp(-S / 2 s^2), so that S / s^2 is chi-squared, n - 1."""
+    y = torch.tensor([0.4, -1.0, 0.3, 2.0, -0.7, 1.1, -0.2, 0.9], dtype=torch.float64)
+
+    def model(y):
+        s = pyro.param("s", torch.ones((), dtype=y.dtype), constraints.positive)
+        with pyro.plate("n", len(y)):
+            pyro.sample("y", dist.Normal(torch.zeros((), dtype=y.dtype), s), obs=y)
+
+    fit = symhmm.fit(model, y, method="nuts", chains=2, draws=2000, seed=2)
+    s = torch.stack([fit.density.unpack(v)["s"] for v in fit.estimate.posterior.all])
+    assert fit.status.causes[-1] == "no prior, so flat on the natural scale: s"
+    assert float((y.square().sum() / s.square()).mean()) == pytest.approx(7.0, abs=0.5)
+    assert fit.fixed_effects()["se"][0] == pytest.approx(float(s.std()), rel=0.1)
+
+
+def test_fixed_values_stay(density):
+    found = run(density, chains=1, draws=40, tune=20, fix={"mu": 0.25})
+    assert found.values["mu"].item() == 0.25
+    assert found.fixed == ("mu",)
+    precision = 1 / 0.49 + 3 / 0.25
+    mean = (0.25 / 0.49 + Y.sum(1).numpy() / 0.25) / precision
+    assert np.allclose([found.values["d"].reshape(-1).numpy()], mean, atol=0.35)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"chains": 0}, "chains=0 must be at least 1"),
+        ({"draws": 0}, "draws=0 must be at least 1"),
+        ({"target_accept": 1.0}, "target_accept=1.0 must lie between 0 and 1"),
+        ({"noncentred": "mu"}, "'mu' has no non-centred form"),
+    ],
+)
+def test_wrong_options_are_named(density, options, words):
+    with pytest.raises(FitError, match=words):
+        run(density, **options)
+
+
+def test_float32_and_supports_without_volume_are_refused():
+    def model(y):
+        pyro.sample("y", dist.Normal(pyro.sample("m", dist.Normal(torch.tensor(0.0), 1.0)), 1.0), obs=y)
+
+    with pytest.raises(FitError, match="needs float64"):
+        symhmm.fit(model, torch.tensor(1.0), method="nuts")
+
+
+def test_nothing_finite_is_a_status():
+    def model(y):
+        m = pyro.sample("m", dist.Normal(torch.zeros((), dtype=y.dtype), 1.0))
+        pyro.factor("f", torch.where(m > 5.0, 0.0, -torch.inf))
+        pyro.sample("y", dist.Normal(m, 1.0), obs=y)
+
+    fit = symhmm.fit(model, torch.tensor(1.0, dtype=torch.float64), method="nuts", chains=1)
+    assert not fit.status.ok
+    assert fit.status.reason == "the density is not finite at any start"
+    assert fit.status.causes == ("site 'f'",)
