@@ -67,6 +67,7 @@ class Options:
     restarts: int = 4
     jitter: float | Mapping[str, float] = 1.0
     screen: int = 10
+    keep: bool = False
     memory: int = 8
     tolerance: float = 1e-5
     max_iterations: int = 2000
@@ -100,7 +101,7 @@ def run(
     Args:
         fix: constrained values to hold, by name.
         tie, order: values that are equal, or increasing, as in `symhmm.infer.mle.run`.
-        start: constrained values to start from, by name, instead of the program's own.
+        start: constrained values to start from, by name, instead of the program's own; they are used even where poor.
         seed, restarts, jitter, screen: of the starts, as in `symhmm.infer.mle.run`.
         memory: number of past steps to extrapolate from; 0 is plain EM.
         tolerance: nats that a further step, extrapolated or not, may still promise at convergence.
@@ -115,7 +116,7 @@ def run(
         FitError: nothing to fit, or the program has random effects.
     """
     began = time.perf_counter()
-    options = Options(seed, restarts, jitter, screen, memory, tolerance, max_iterations)
+    options = Options(seed, restarts, jitter, screen, start is not None, memory, tolerance, max_iterations)
     goal = target(density, fix or {}, "em", start, tie=tie, order=order)
     check(goal, "em", restarts)
     options = replace(options, precision=float(torch.finfo(goal.start.dtype).eps))
@@ -153,7 +154,14 @@ def run(
 
 def init(goal: Target, options: Options) -> State:
     """Look for closed forms, and draw the starts."""
-    found = starts(goal, seed=options.seed, restarts=options.restarts, jitter=options.jitter, screen=options.screen)
+    found = starts(
+        goal,
+        seed=options.seed,
+        restarts=options.restarts,
+        jitter=options.jitter,
+        screen=options.screen,
+        keep=options.keep,
+    )
     return State(goal, found.forms, found.points, _fresh(found.points[0]), evaluations=found.evaluations)
 
 

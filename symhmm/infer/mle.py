@@ -48,6 +48,7 @@ class Options:
     restarts: int = 4
     jitter: float | Mapping[str, float] = 1.0
     screen: int = 10
+    keep: bool = False
     tolerance: float = 1e-5
     max_evaluations: int = 2000
     precision: float = field(default=float(np.finfo(np.float64).eps), repr=False)
@@ -78,7 +79,7 @@ def run(
         fix: constrained values to hold, by name.
         tie: groups of values that are equal, by name or element: ``[("loc[0]", "loc[2]"), ("sd", "other sd")]``.
         order: names whose values increase along their last axis (that of the states), or a mapping from names to axes.
-        start: constrained values to start from, by name, instead of the program's own.
+        start: constrained values to start from, by name, instead of the program's own; they are used even where poor.
         seed: of the jitter.
         restarts: starts in all. The first is the program's own (moved by a hundredth of the jitter, which breaks the
             symmetry of states that start equal), the others the best of ``screen`` jittered points each. Where the own start
@@ -97,7 +98,7 @@ def run(
         FitError: nothing to fit, or ``mle`` is asked of a program with continuous latents.
     """
     began = time.perf_counter()
-    options = Options(seed, restarts, jitter, screen, tolerance, max_evaluations)
+    options = Options(seed, restarts, jitter, screen, start is not None, tolerance, max_evaluations)
     goal = target(density, fix or {}, method, start, tie=tie, order=order)
     check(goal, method, restarts)
     options = replace(options, precision=float(torch.finfo(goal.start.dtype).eps))
@@ -119,7 +120,14 @@ def run(
 
 def init(goal: Target, method: str, options: Options) -> State:
     """Draw the starts."""
-    found = starts(goal, seed=options.seed, restarts=options.restarts, jitter=options.jitter, screen=options.screen)
+    found = starts(
+        goal,
+        seed=options.seed,
+        restarts=options.restarts,
+        jitter=options.jitter,
+        screen=options.screen,
+        keep=options.keep,
+    )
     return State(goal, method, found.points, units(goal, found.scale), evaluations=found.evaluations)
 
 

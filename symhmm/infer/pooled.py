@@ -42,14 +42,20 @@ class Starts:
 
 
 def starts(
-    goal: Target, *, seed: int = 0, restarts: int = 4, jitter: float | Mapping[str, float] = 1.0, screen: int = 10
+    goal: Target,
+    *,
+    seed: int = 0,
+    restarts: int = 4,
+    jitter: float | Mapping[str, float] = 1.0,
+    screen: int = 10,
+    keep: bool = False,
 ) -> Starts:
     """Starting points around the program's own start, or around the pooled fit where that explains the data better.
 
     Args:
         restarts: number of points. Around its own start, the first is the program's own, hardly moved.
-        jitter, screen: as in `symhmm.infer.mle.run`. Without jitter, or with jitter of some values only, the program's own
-            start is kept.
+        jitter, screen: as in `symhmm.infer.mle.run`.
+        keep: the own start was asked for. It is kept without jitter, and with jitter of some values only, as well.
     """
     count = 0
 
@@ -70,7 +76,7 @@ def starts(
     if found is None:
         scale = scales(evaluate, origin, n)
     else:
-        if goal.density.graph.variables and not isinstance(jitter, Mapping) and jitter > 0:
+        if goal.density.graph.variables and not (keep or isinstance(jitter, Mapping) or jitter == 0):
             pooled = _pooled(found, forms)
             if evaluate(pooled.u)[0] > evaluate(origin)[0] and pooled.u is not found.u:
                 own, origin, found = False, pooled.u, pooled
