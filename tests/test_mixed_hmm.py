@@ -432,3 +432,41 @@ def test_priors_can_be_replaced():
     spread = dist.LogNormal(y.std(correction=0).log(), 1.5).log_prob(values["step.sd"]).sum()
     torch.testing.assert_close(gone, spread)
     assert 'pyro.sample("step.mean", prior["step.mean"].expand' in model.program_source(data, priors=True)
+
+
+def test_default_priors_by_hand():
+    """Slopes in units of their covariate, intercepts around the whole sample, half-normal spreads, and LKJ(2) correlations."""
+    data = tensors()
+    model = MixedHMM(
+        2, {"step": "gamma"}, initial="uniform", transitions="~ x + (x | ID)", formulas={"step.mean": "~ 1 + (1 | ID)"}
+    )
+    plain, full = model.log_density(data), model.log_density(data, priors=True)
+    noise = torch.randn(plain.size, generator=torch.Generator().manual_seed(2))
+    values = plain.unpack(plain.pack(plain.initial()) + 0.3 * noise)
+    seen = full.log_prob(values) - plain.log_prob(values)
+    y = data.streams["step"][data.observed["step"]]
+    b = values["transitions"]
+    wanted = dist.Normal(-2.0, 2.0).log_prob(b[..., 0]).sum()
+    wanted = wanted + dist.Normal(0.0, 2 / data.gather(data.covariates["x"]).std()).log_prob(b[..., 1]).sum()
+    wanted = wanted + dist.Normal(y.mean().log(), 2.0).log_prob(values["step.mean"]).sum()
+    wanted = wanted + dist.LogNormal(y.std(correction=0).log(), 1.5).log_prob(values["step.sd"]).sum()
+    for name in ("transitions|ID.sd", "step.mean|ID.sd"):
+        wanted = wanted + dist.HalfNormal(1.0).log_prob(values[name]).sum()
+    # Two effects: the density of their correlation r is 3/4 (1 - r^2).
+    r = values["transitions|ID.corr"][..., 1, 0]
+    wanted = wanted + (0.75 * (1 - r * r)).log().sum()
+    torch.testing.assert_close(seen, wanted, rtol=1e-10, atol=1e-9)
+
+
+def test_starts_tell_states_apart_and_survive_ties():
+    g = torch.Generator().manual_seed(0)
+    y = torch.cat([torch.randn(30, 2, generator=g) - 3, torch.randn(30, 2, generator=g) + 3])
+    y[5, 0] = math.nan
+    two = (torch.rand(60, 2, generator=g) < 0.5).double()
+    data = SequenceData.from_tensors({"y": y, "b": two, "same": torch.ones(60, 2)})
+    start = MixedHMM(2, {"y": "gaussian", "b": "bernoulli"}).log_density(data).initial()
+    torch.testing.assert_close(start["y.mean"], torch.tensor([-3.0, 3.0]), atol=0.5, rtol=0)
+    start = MixedHMM(4, {"b": "bernoulli", "same": "gaussian"}).log_density(data).initial()
+    assert all(bool(v.isfinite().all()) for v in start.values())
+    again = MixedHMM(4, {"b": "bernoulli", "same": "gaussian"}).log_density(data).initial()
+    torch.testing.assert_close(start, again, rtol=0, atol=0)

@@ -14,6 +14,7 @@ from symhmm.models.template import corr_name, correlated, sd_name
 LEAVE = -2.0  # logit of leaving a state for another, where a fit begins
 SPREAD = 0.3  # standard deviation of random effects there, on the scale of a link
 MOST_ROWS = 20_000  # for clustering
+OUTCOMES = 0.5  # weight of outcomes beside streams of numbers
 TIES = 1e-3  # of the range of ranks
 
 
@@ -165,7 +166,8 @@ def _clusters(bound: Bound, seed: int) -> tuple[NDArray[np.int64], list[Array]]:
         feature = np.full(len(y), 0.5)
         angle = family.name in ("vonmises", "wrapped_cauchy")
         feature[seen] = rankdata(np.abs(y[seen]) if angle else y[seen]) / max(seen.sum(), 1)
-        features.append(feature)
+        # Two values fall into two clusters by themselves, whatever the state: they may only second the other streams.
+        features.append(feature * (OUTCOMES if family.linked else 1.0))
     table = np.stack(features, 1)
     if k == 1:
         return np.zeros(len(table), dtype=np.int64), rows
