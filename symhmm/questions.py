@@ -72,9 +72,9 @@ class Questions(ABC):
         """Expected number of moves between states, see `symhmm.posterior.marginals.transition_counts`."""
         return self._averaged(lambda v: marginals.transition_counts(self.density, v, sites), draws)
 
-    def viterbi(self, sites: Sites = None) -> Answers:
-        """Jointly most probable states at the estimate, see `symhmm.posterior.decode.viterbi`."""
-        return self._named(decode.viterbi(self.density, self.values, sites))
+    def viterbi(self, sites: Sites = None, *, k: int = 1) -> Answers:
+        """Jointly most probable states at the estimate, or the ``k`` best, see `symhmm.posterior.decode.viterbi`."""
+        return self._named(decode.viterbi(self.density, self.values, sites, k=k))
 
     def posterior_decode(self, sites: Sites = None) -> Answers:
         """Most probable state of each step by itself, see `symhmm.posterior.decode.posterior_decode`."""

@@ -17,6 +17,7 @@ FLOORS: list[dict[str, str]] = [
     {
         "chains": "layout reference jit careful joins simd transpose lane_steps lanes_forward lanes_backward passes sizes threads"
         " places prepared cpu segments best_path cpu_best cuda_steps cuda registered operator best_lanes path_steps paths"
+        " ranked_steps ranked"
         " filter_steps filters"
     },
     {
@@ -30,7 +31,7 @@ FLOORS: list[dict[str, str]] = [
         " forward simulate checks residuals inference_data"
     },
     {
-        "infer": "progress restrict target lbfgs closed_forms expectation starts checkpoint information profile pooled guide minibatch objective bound occupied verdict warm mle svi_state svi"
+        "infer": "progress restrict target lbfgs closed_forms expectation starts checkpoint information profile pooled guide amortised pyro_guide minibatch objective bound occupied verdict warm mle svi_state svi"
         " metric laplace_members laplace laplace_exact laplace_fit em noncentred whiten"
         " moving sampler draws pilot nuts"
     },
@@ -72,6 +73,7 @@ LATE = {
     "symhmm.chains.cuda",
     "symhmm.chains.filters",
     "symhmm.chains.paths",
+    "symhmm.chains.ranked",
     "symhmm.chains.segments",
     "triton",
     "xarray",

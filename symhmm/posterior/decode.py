@@ -13,6 +13,7 @@ from symhmm.compiler.steps import ChainContract, Contract
 from symhmm.errors import GraphError
 from symhmm.posterior.ends import without_padding
 from symhmm.posterior.evaluated import Evaluated, Values, evaluated
+from symhmm.posterior.kbest import RANK, best_states, rank_dims
 from symhmm.posterior.marginals import impossible, smooth
 from symhmm.posterior.traceback import DRAW, Chosen, Contraction, choose, contract
 from symhmm.semiring import LOG, MAX
@@ -22,7 +23,7 @@ NOWHERE = -1
 CHUNK = 2**25  # elements of the largest table while drawing
 
 
-def viterbi(density: Density, values: Values, sites: Iterable[str] | None = None) -> Answers:
+def viterbi(density: Density, values: Values, sites: Iterable[str] | None = None, *, k: int = 1) -> Answers:
     """The jointly most probable states of all discrete latents given the data: paths and discrete effects together.
 
     The plan of the density in the max semiring, then backwards along it (Viterbi 1967, on plated graphs). Of equally
@@ -31,10 +32,13 @@ def viterbi(density: Density, values: Values, sites: Iterable[str] | None = None
     Args:
         values: constrained parameters and continuous latents.
         sites: what to return; the states are those of the joint optimum over all latents in any case.
+        k: how many, best first; see `symhmm.posterior.kbest.best_states`. The second best differs from the best in at least
+            one latent of one member: for the k best of one member alone ask for its data alone.
 
     Returns:
         for each site (time, *plates), int64, numbers of states; -1 after the end of a sequence. ``log_prob`` is the
-        log-density at these states, nats.
+        log-density at these states, nats. With k above 1, (rank, time, *plates) and log-densities (rank,): fewer than k where
+        fewer joint states are possible.
 
     Raises:
         GraphError: there are no discrete latents, no such site, or no states that can explain the data.
@@ -46,11 +50,20 @@ def viterbi(density: Density, values: Values, sites: Iterable[str] | None = None
     >>> viterbi(symhmm.compile(model), {})["z"].values
     tensor(1)
     """
+    if k < 1:
+        raise GraphError(f"there is nothing to look for: k = {k}.", suggestion="k=1")
     at = evaluated(density, values)
     wanted = at.chosen(sites)
     graph = without_padding(at.graph, at.ends, at.loops)
     # A factor of padding may have got a plate as an input that it did not have: such a graph has a plan of its own.
     recipe = plan(graph, strategy=at.strategy) if graph is not at.graph else at.compiled.plan
+    if k > 1:
+        scores, best = best_states(graph, recipe, k, at.ends)
+        if not len(scores):
+            raise impossible(at.graph)
+        ranked = rank_dims(best)
+        out = at.answers("most probable states", wanted, lambda site: _ended(at.joined(site, ranked, (), (RANK,))))
+        return Answers(f"the {len(scores)} most probable states", out.items_, scores)
     found = contract(graph, recipe, MAX, at.ends)
     if found.total == -torch.inf or bool(found.total.isnan()):
         raise impossible(at.graph)

@@ -178,17 +178,17 @@ def _choose_local(
     pick: Callable[[Tensor], Tensor],
 ) -> Chosen:
     lead = [DRAW, *sorted(step.result.frames)]
-    tables = [_given(part, chosen, lead, step.variables) for part in parts]
+    tables = [given(part, chosen, lead, step.variables) for part in parts]
     states = [next(p.data.shape[p.names.index(v)] for p in parts if v in p.names) for v in step.variables]
     table = tables[0]
     for x in tables[1:]:
         table = table + x
     full = [sizes[n] for n in lead]
     index = pick(table.expand([*full, *states]).reshape([*full, -1]))
-    return {v: Named(x, lead) for v, x in zip(step.variables, _unravel(index, states), strict=True)}
+    return {v: Named(x, lead) for v, x in zip(step.variables, unravelled(index, states), strict=True)}
 
 
-def _given(part: Named, chosen: Chosen, lead: Sequence[str], variables: Sequence[str]) -> Tensor:
+def given(part: Named, chosen: Chosen, lead: Sequence[str], variables: Sequence[str]) -> Tensor:
     """A term at the chosen states, with dimensions ``lead`` and then ``variables`` (size 1 where it has none)."""
     order = [*lead, *variables]
     if all(n in order for n in part.names):
@@ -238,7 +238,7 @@ def _choose_path(
         paths = draw(chain, rows, start, generator)
     states = [inputs[n] for n in step.initial[-1]]
     out: Chosen = {}
-    split = _unravel(paths.reshape([*full, step.length]), states)
+    split = unravelled(paths.reshape([*full, step.length]), states)
     read = {n for s in found.plan.steps if isinstance(s, Contract) for i in s.operands for n in found.terms[i].names}
     for member, (name, path) in enumerate(zip(step.current, split, strict=True)):
         out[name] = Named(path, [*lead, step.axis])
@@ -251,7 +251,7 @@ def _choose_path(
     return out
 
 
-def _unravel(index: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+def unravelled(index: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     """Row-major coordinates of an index."""
     if len(sizes) == 1:
         return [index]

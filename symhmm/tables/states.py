@@ -215,7 +215,7 @@ class Answers(Mapping[str, Labelled]):
     def __repr__(self) -> str:
         rows = [f"  {n}: {', '.join(f'{d} {s}' for d, s in zip(x.dims, x.values.shape, strict=True))}"
                 for n, x in self.items_.items()]  # fmt: skip
-        score = "" if self.log_prob is None else f", log-density {self.log_prob.item():.4f} nats"
+        score = "" if self.log_prob is None else f", log-density {self.log_prob.max():.4f} nats"
         return "\n".join([f"{self.what}{score}", *rows])
 
 
