@@ -1,7 +1,8 @@
 """Hidden Markov models of counts, and with kinds of individuals: the same as programs written by hand, and published fits."""
 
-import csv
+import json
 
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -145,21 +146,11 @@ WHALES = {
 
 @pytest.fixture
 def whales(data_file):
-    with data_file("pilot_whales.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    ids = list(dict.fromkeys(row["ID"] for row in rows))
-    own = {i: [row for row in rows if row["ID"] == i] for i in ids}
-    streams = {s: torch.full((max(map(len, own.values())), len(ids)), torch.nan) for s in WHALES}
-    for n, i in enumerate(ids):
-        for s in WHALES:
-            streams[s][: len(own[i]), n] = torch.tensor([float(row[s] or "nan") for row in own[i]])
-    return SequenceData.from_tensors(streams, ids=ids, lengths=torch.tensor([len(own[i]) for i in ids]))
+    return SequenceData.from_frame(pd.read_csv(data_file("pilot_whales.csv")), id="ID", streams=list(WHALES))
 
 
 @pytest.mark.parametrize("components", [1, 3])
 def test_pilot_whales_at_the_reference_parameters(data_file, whales, components):
-    import json
-
     reference = json.loads(data_file("pilot_whales_reference.json").read_text())[f"fitmix{components}"]
     obs = {s: torch.tensor(rows) for s, rows in reference["obs"].items()}
     names = {s: ["alpha", "beta"] if f == "beta" else ["shape", "scale"] if f == "weibull" else ["mean", "sd"]

@@ -1,7 +1,6 @@
 """Mixtures and latent classes: closed sums, the published likelihood, and components found again."""
 
-import csv
-
+import pandas as pd
 import pytest
 import torch
 from torch.testing import assert_close
@@ -18,10 +17,9 @@ def double():
 
 def test_latent_classes_of_the_balance_scale_task(data_file):
     """Jansen and van der Maas 2002, two classes from four items."""
-    with data_file("balance.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    table = pd.read_csv(data_file("balance.csv")).assign(child=lambda x: range(len(x)))
     items = ["d1", "d2", "d3", "d4"]
-    data = SequenceData.from_tensors({s: torch.tensor([[float(row[s]) for row in rows]]) for s in items})
+    data = SequenceData.from_frame(table, id="child", streams=items)
     fit = LatentClass(2, items).fit(data, restarts=2)
     assert fit.objective == pytest.approx(-1083.0363, abs=1e-4)
     assert fit.estimate.n_parameters == 9 and fit.status.ok

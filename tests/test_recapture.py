@@ -1,7 +1,6 @@
 """Capture-recapture: dippers have their published likelihoods, and every history its probability by hand."""
 
-import csv
-
+import pandas as pd
 import pytest
 import torch
 from torch.testing import assert_close
@@ -27,9 +26,11 @@ def double():
 )
 def test_dippers_have_their_published_likelihoods(data_file, survival, capture, deviance):
     """Lebreton et al. 1992: 255 and 39 birds marked on seven occasions; -2 log-likelihood of the four models."""
-    with data_file("dipper.csv").open() as file:
-        rows = [[float(v) for k, v in row.items() if k.startswith("y")] for row in csv.DictReader(file)]
-    data = SequenceData.from_tensors({"seen": torch.tensor(rows).T})
+    wide = pd.read_csv(data_file("dipper.csv"))
+    long = wide.melt(["id", "sex01"], var_name="year", value_name="seen").assign(
+        year=lambda x: x.year.str[1:].astype(int)
+    )
+    data = SequenceData.from_frame(long, id="id", time="year", streams=["seen"])
     fit = CormackJollySeber(survival, capture).fit(data, restarts=1)
     assert -2 * fit.objective == pytest.approx(deviance, abs=1e-3)
     if (survival, capture) == ("constant", "constant"):

@@ -141,6 +141,7 @@ class HierarchicalRegression(Model):
         """Fit the model; ``options`` are those of `symhmm.fit`. Tables of the fit name columns and groups."""
         found, names = super().fit(data, method=method, seed=seed, **options), self._read(data)[1]
         renamed = {f"fixed[{i}]": c for i, c in enumerate(names.fixed)}
+        renamed |= {f"spread[{q}]": f"sd of {c}" for q, c in enumerate(names.random)}
         renamed |= {
             f"own[{g}, {q}]": f"{group} {c}" for g, group in enumerate(names.groups) for q, c in enumerate(names.random)
         }
