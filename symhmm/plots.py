@@ -36,7 +36,7 @@ def plot_states(fit: Fit, ids: Sequence[Any] | None = None, *, stream: str = "",
     """
     from matplotlib.colors import ListedColormap
 
-    data, site = _data(fit), _site(fit)
+    data, site = _data(fit), the_chain(fit)
     smoothed, path = fit.smooth([site])[site], fit.viterbi([site])[site]
     who = _individuals(fit, smoothed)
     chosen = list(smoothed.labels[who][:most] if ids is None else ids)
@@ -79,7 +79,7 @@ def plot_emissions(fit: Fit, streams: Sequence[str] | None = None) -> Any:
     Raises:
         FitError: a stream is no argument of the program, or depends on several hidden states.
     """
-    data, site = _data(fit), _site(fit)
+    data, site = _data(fit), the_chain(fit)
     names = [n for n, x in data.streams.items() if x.dim() == data.mask.dim()] if streams is None else list(streams)
     smoothed = fit.smooth([site])[site]
     colours = _colours(smoothed)
@@ -124,7 +124,7 @@ def emission_curves(fit: Fit, stream: str, smoothed: Labelled | None = None) -> 
     Raises:
         FitError: see `plot_emissions`.
     """
-    data, site = _data(fit), _site(fit)
+    data, site = _data(fit), the_chain(fit)
     smoothed = fit.smooth([site])[site] if smoothed is None else smoothed
     arguments = fit.density.arguments
     place = [i for i, n in enumerate(arguments.names) if n.endswith(f"streams[{stream!r}]")]
@@ -214,7 +214,7 @@ def plot_random_effects(fit: Fit, plate: str | None = None, *, most: int = 60) -
 
 def plot_transitions(fit: Fit) -> Any:
     """Share of the moves out of each state that go to each state, expected given the data, all individuals together."""
-    site = _site(fit)
+    site = the_chain(fit)
     found = fit.transition_counts([site])[site]
     counts = found.values.reshape(-1, *found.values.shape[-2:]).sum(0)
     share = (counts / counts.sum(-1, keepdim=True)).numpy()
@@ -286,7 +286,8 @@ def _data(fit: Fit) -> SequenceData:
     return fit.data
 
 
-def _site(fit: Fit) -> str:
+def the_chain(fit: Fit) -> str:
+    """The first hidden state in a time loop, ``z_{time}``. Raises `FitError` where there is none."""
     graph = fit.density.graph
     found = [v.current for c in graph.chains.values() for v in c.variables]
     if not found:

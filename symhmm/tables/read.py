@@ -96,6 +96,13 @@ def unknown_columns(wanted: Mapping[str, str], names: Sequence[str]) -> None:
         )
 
 
+def column_names(path: str | Path) -> list[str]:
+    """Names of the columns of a file. Raises `DataError` like `read_table`."""
+    import narwhals as nw
+
+    return list(nw.from_native(_opened(Path(path), rows=0), eager_only=True).columns)
+
+
 def file_kind(path: Path) -> str:
     """What a path is read as: ``csv`` or ``parquet`` or ``arrow``. Raises `DataError` for no file, or another kind."""
     if not path.exists():
@@ -110,7 +117,7 @@ def file_kind(path: Path) -> str:
     return "csv" if READERS[suffix] else "parquet" if suffix in (".parquet", ".pq") else "arrow"
 
 
-def _opened(table: Any) -> Any:
+def _opened(table: Any, rows: int | None = None) -> Any:
     if not isinstance(table, (str, Path)):
         return table
     path = Path(table)
@@ -120,7 +127,7 @@ def _opened(table: Any) -> Any:
             import pandas
 
             # low_memory guesses types piece by piece: one column could then hold numbers and text.
-            return pandas.read_csv(path, sep=READERS[path.suffix.lower()], low_memory=False)
+            return pandas.read_csv(path, sep=READERS[path.suffix.lower()], low_memory=False, nrows=rows)
         if kind == "parquet":
             import pyarrow.parquet
 
