@@ -267,6 +267,27 @@ class Fit(Questions):
         n = min(draws, DRAWS)
         return [{name: x[i] for name, x in self.posterior_draws.items()} for i in range(n)]
 
+    def uncertain(self, draws: int, seed: int = 0) -> list[Mapping[str, Tensor]]:
+        """Constrained values that might be true: normal around a maximum with the inverse of `information`, or posterior draws.
+
+        After ``laplace`` the random effects stay at their modes.
+
+        Raises:
+            FitError: there is neither.
+        """
+        found = self.information
+        if found is None:
+            return self.drawn(draws)
+        roots, directions = torch.linalg.eigh(found.covariance)
+        half = directions * roots.clamp(min=0).sqrt()
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(draws, len(roots), generator=generator, dtype=half.dtype) @ half.T
+        goal, gone = self._target, {n: self.values[n] for n in self.estimate.integrated}
+        vectors = goal.start.expand(draws, -1).clone()
+        vectors[:, goal.free] += noise.to(vectors.dtype)
+        with torch.no_grad():
+            return [{**goal.values(v), **gone} for v in vectors]
+
     def on(self, *args: Any, **kwargs: Any) -> "Fit":
         """The same estimate with other data, given as the program's arguments: states of a sequence it has not seen.
 

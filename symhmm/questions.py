@@ -10,7 +10,19 @@ from torch import Tensor
 
 from symhmm.compiler.density import Density
 from symhmm.errors import GraphError
-from symhmm.posterior import align, decode, forecast, inference_data, marginals, pointwise, prefix, residuals, simulate
+from symhmm.posterior import (
+    align,
+    checks,
+    curves,
+    decode,
+    forecast,
+    inference_data,
+    marginals,
+    pointwise,
+    prefix,
+    residuals,
+    simulate,
+)
 from symhmm.posterior.align import Symmetry
 from symhmm.tables.data import SequenceData
 from symhmm.tables.naming import data_among, named, named_all
@@ -108,10 +120,69 @@ class Questions(ABC):
         )  # fmt: skip
         return self._named(found, steps=False)
 
-    def simulate(self, n: int = 1, *, seed: int = 0, new_members: bool = False) -> Answers:
-        """New data and states from the program at the estimate, see `symhmm.posterior.simulate.simulate`."""
-        found = simulate.simulate(self.density, self.values, n, seed=seed, new_members=new_members)
-        return found if new_members else self._named(found)
+    @abstractmethod
+    def uncertain(self, draws: int, seed: int = 0) -> list[Mapping[str, Tensor]]:
+        """Constrained values that might be true: of the posterior, or of the normal approximation around a maximum."""
+
+    def curves(
+        self,
+        *args: Any,
+        along: tuple[str, Tensor] | None = None,
+        effects: Mapping[str, Tensor] | None = None,
+        draws: int = 200,
+        probabilities: Sequence[float] = (0.025, 0.975),
+        seed: int = 0,
+    ) -> Answers:
+        """Moves, stationary distributions and emissions at other covariates, see `symhmm.posterior.curves.curves`.
+
+        Args:
+            args: the program's arguments with a grid of covariates as steps.
+            along: name and numbers of the covariate, ``("temperature", grid)``.
+            effects: values of random effects, such as zeros for a typical member; needed where the members are others.
+        """
+        density = self.density.bind(*args)
+        held = dict(effects or {})
+        values = [{**v, **held} for v in self.uncertain(draws, seed)]
+        return curves.curves(density, {**self.values, **held}, values, probabilities, along)
+
+    def interval(
+        self,
+        f: Callable[[Mapping[str, Tensor]], Tensor],
+        *,
+        draws: int = 1000,
+        probabilities: Sequence[float] = (0.025, 0.975),
+        seed: int = 0,
+    ) -> Labelled:
+        """Any function of the named values with its interval, see `symhmm.posterior.curves.interval`."""
+        return curves.interval(f, self.values, self.uncertain(draws, seed), probabilities)
+
+    def check(
+        self,
+        statistic: checks.Statistic | Mapping[str, checks.Statistic],
+        n: int = 1000,
+        *,
+        seed: int = 0,
+        new_members: bool = False,
+        draws: int = 0,
+    ) -> checks.Check:
+        """Statistics of the data beside those of ``n`` replicated data sets, see `symhmm.posterior.checks.check`."""
+        return checks.check(self.density, self.drawn(draws), statistic, n, seed=seed, new_members=new_members)
+
+    def simulate(self, n: int = 1, *args: Any, seed: int = 0, new_members: bool = False) -> Answers:
+        """New data and states from the program at the estimate, see `symhmm.posterior.simulate.simulate`.
+
+        Args:
+            args: the program's arguments for other data, whose members, steps, masks and covariates are taken; with
+                ``new_members`` there may be any number of them.
+        """
+        if not args:
+            found = simulate.simulate(self.density, self.values, n, seed=seed, new_members=new_members)
+            return found if new_members else self._named(found)
+        density, values = self.density.bind(*args), dict(self.values)
+        if new_members:
+            # Effects of members are drawn anew: what stands here is not looked at, but has the right shape.
+            values |= {e.name: density.initial()[e.name] for e in density.layout.entries if e.plates}
+        return simulate.simulate(density, values, n, seed=seed, new_members=new_members)
 
     def residuals(self, site: str, *, seed: int = 0) -> Labelled:
         """Quantile residuals of an observed site at the estimate, see `symhmm.posterior.residuals.residuals`."""
