@@ -24,6 +24,7 @@ from symhmm.tables.results import Table, label
 
 Values = Mapping[str, Tensor]
 DRAWS = 100  # of the posterior, for the uncertainty of a component
+ALIKE = 1e-4  # share of an effect's variance that lies between members, at a maximum of the likelihood at zero
 SAME = 1e-7  # relative difference up to which two derivatives count as the same
 
 
@@ -56,7 +57,7 @@ def variance_components(fit: Fitted) -> Table:
         between, share = _between(fit, p.block)
         plates, zero = ", ".join(p.block.plates), [False] * d
         for k in range(d):
-            zero[k] = bool(value[k] < EDGE) or bool(share[k] < NOTHING)
+            zero[k] = bool(value[k] < EDGE) or bool(share[k] < (ALIKE if fit.estimate.integrated else NOTHING))
             v, se = float(value[k]), nan if zero[k] else float(error[k])
             low, high = (0.0, nan) if zero[k] else interval(v, se, constraints.positive)
             rows.append(

@@ -10,7 +10,8 @@ from symhmm.compiler.density import Density
 from symhmm.infer.guide import Guide
 from symhmm.infer.information import count_observations
 from symhmm.infer.minibatch import Minibatches, with_members
-from symhmm.infer.objective import log_weights
+from symhmm.infer.objective import AnyGuide, log_weights
+from symhmm.infer.pyro_guide import PyroGuide
 from symhmm.infer.target import Target
 
 AT_ONCE = 50  # draws in one batch, if the data are not large
@@ -33,7 +34,7 @@ class Bound:
 
 
 def evaluate_bound(
-    goal: Target, made: Guide, phi: Tensor, draws: int, seed: int, batches: Minibatches | None = None
+    goal: Target, made: AnyGuide, phi: Tensor, draws: int, seed: int, batches: Minibatches | None = None
 ) -> Bound:
     """Evaluate the guide at ``phi`` with ``draws`` draws from ``seed``, over all members of subsampled plates.
 
@@ -43,18 +44,36 @@ def evaluate_bound(
     generator = torch.Generator().manual_seed(seed)
     size = max(1, min(AT_ONCE, draws, int(ELEMENTS // max(count_observations(goal.density), 1))))
     noise = [torch.randn(size, made.noise_size, generator=generator, dtype=phi.dtype) for _ in range(-(-draws // size))]
+    if isinstance(made, PyroGuide):
+        return _summarised(_by_pyro(goal, made, phi, noise)[:draws], 0.0)
     alone = len(made.blocks) == 1 and len(made.blocks[0].plates) == 1
     if batches is None:
         weights, outside = _rows(goal, made, phi, noise, None) if alone else (_totals(goal, made, phi, noise), 0.0)
     else:
         weights, outside = _over_batches(goal, made, phi, noise, batches, alone)
-    weights = weights[:draws].double()
+    return _summarised(weights[:draws], outside)
+
+
+def _summarised(weights: Tensor, outside: float) -> Bound:
+    draws, weights = weights.shape[0], weights.double()
     total = weights.sum(1) + outside
     if not bool(total.isfinite().all()):
         return Bound(float(total.mean()), float("nan"), None)
     error = float(total.std() / sqrt(draws)) if draws > 1 else float("nan")
     value, spread = _log_mean(weights)
     return Bound(float(total.mean()), error, (value + outside, spread))
+
+
+def _by_pyro(goal: Target, made: PyroGuide, phi: Tensor, noise: list[Tensor]) -> Tensor:
+    """One weight for everything from a guide that Pyro runs, shape (draws, 1)."""
+
+    def f(phi: Tensor, e: Tensor) -> Tensor:
+        vector, log_q = made.draw_with_density(phi, e)
+        return goal.density.log_prob(goal.values(vector)) - log_q
+
+    with torch.no_grad():
+        replay = goal.captured(f"bound {len(goal._steps)}", f, (phi, noise[0][0]))
+        return torch.stack([replay(phi, e) for e in torch.cat(noise)])[:, None]
 
 
 def _totals(goal: Target, made: Guide, phi: Tensor, noise: list[Tensor]) -> Tensor:

@@ -1,6 +1,6 @@
 """Guide: the variational family, chosen by role: parameters are points, latents get normals where they are free."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, log, pi, prod, sqrt
 
@@ -26,8 +26,8 @@ class Block:
         members: of each plate; M is their product.
         names: the sites.
         index: shape (M, D), positions in the density's vector, one row per member.
-        family: ``full`` covariance of the D latents of a member, their variances only (``meanfield``), or variances and
-            ``rank`` common factors (``low_rank``).
+        family: ``full`` covariance of the D latents of a member, their variances only (``meanfield``), variances and
+            ``rank`` common factors (``low_rank``), or variances that a ``network`` predicts.
         unit: shape (M, D), the scale on which they are moved (about one posterior standard deviation).
     """
 
@@ -43,6 +43,8 @@ class Block:
     def sizes(self) -> tuple[int, int, int]:
         """Free numbers of the block: means, log standard deviations, correlations or loadings."""
         m, d = self.index.shape
+        if self.family == "network":
+            return 0, 0, 0
         more = {"full": m * d * (d - 1) // 2, "meanfield": 0, "low_rank": m * d * self.rank}
         return m * d, m * d, more[self.family]
 
@@ -52,10 +54,15 @@ class Block:
         m, d = self.index.shape
         return m * (d + self.rank)
 
-    def rows(self, sizes: tuple[int, ...]) -> Tensor:
+    @property
+    def owners(self) -> Tensor:
         """The member to which each free number belongs, shape (sum(sizes),)."""
         m = self.index.shape[0]
-        return torch.cat([torch.arange(m).repeat_interleave(size // m) for size in sizes])
+        return torch.cat([torch.arange(m).repeat_interleave(size // m) for size in self.sizes])
+
+    def scaled(self, unit: Tensor, family: str) -> "Block":
+        """The same block with the scale of each position, shape (size,), and another family."""
+        return replace(self, unit=unit[self.index], family=family)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,25 +175,24 @@ class Guide:
         """The normal distributions of each block."""
         out, k = [], self.points.numel()
         for b in self.blocks:
-            m, d = b.index.shape
             pieces = phi[k : k + sum(b.sizes)].split(list(b.sizes))
             k += sum(b.sizes)
-            loc = self.origin[b.index] + b.unit * pieces[0].reshape(m, d)
-            scale = b.unit * pieces[1].reshape(m, d).exp()
-            if b.family == "full" and d > 1:
-                padded = torch.cat([b.unit.new_zeros(m, 1), pieces[2].reshape(m, -1)], dim=1)
-                below = padded[:, _triangle(d)].reshape(m, d, d) + b.unit.new_ones(d).diag()
-                out.append(Moments(loc, scale, root=scale[..., None] * below))
-            elif b.family == "low_rank":
-                first = LOADING * _pattern(m, d, b.rank).to(phi.dtype)
-                out.append(Moments(loc, scale, loadings=b.unit[..., None] * (first + pieces[2].reshape(m, d, -1))))
-            else:
-                out.append(Moments(loc, scale))
+            out.append(self.block_moments(b, pieces, phi))
         return out
 
-    def owners(self) -> list[Tensor]:
-        """For each block the member to which each of its free numbers belongs, in the order of ``phi`` after the points."""
-        return [b.rows(b.sizes) for b in self.blocks]
+    def block_moments(self, b: Block, pieces: Sequence[Tensor], phi: Tensor) -> Moments:
+        """Those of one block from its ``pieces`` of ``phi``."""
+        m, d = b.index.shape
+        loc = self.origin[b.index] + b.unit * pieces[0].reshape(m, d)
+        scale = b.unit * pieces[1].reshape(m, d).exp()
+        if b.family == "full" and d > 1:
+            padded = torch.cat([b.unit.new_zeros(m, 1), pieces[2].reshape(m, -1)], dim=1)
+            below = padded[:, _triangle(d)].reshape(m, d, d) + b.unit.new_ones(d).diag()
+            return Moments(loc, scale, root=scale[..., None] * below)
+        if b.family == "low_rank":
+            first = LOADING * _pattern(m, d, b.rank).to(phi.dtype)
+            return Moments(loc, scale, loadings=b.unit[..., None] * (first + pieces[2].reshape(m, d, -1)))
+        return Moments(loc, scale)
 
     def posterior(self, phi: Tensor) -> Posterior:
         """The guide at ``phi`` as a result."""
@@ -201,7 +207,7 @@ class Guide:
 def guide(origin: Tensor, points: Tensor, blocks: tuple[Block, ...], unit: Tensor) -> Guide:
     """A guide that starts at ``origin``, with steps and first standard deviations ``unit``, both of shape (size,)."""
     rest, order = arrangement(origin, points, blocks)
-    return Guide(origin, points, unit[points], tuple(replace(b, unit=unit[b.index]) for b in blocks), rest, order)
+    return Guide(origin, points, unit[points], tuple(b.scaled(unit, b.family) for b in blocks), rest, order)
 
 
 def arrangement(origin: Tensor, points: Tensor, blocks: tuple[Block, ...]) -> tuple[Tensor, Tensor]:

@@ -53,13 +53,14 @@ class Minibatches:
     def owners(self, made: Guide) -> Tensor:
         """For each free number of the guide the member of the plate to which it belongs, -1 if to none."""
         out = [torch.full((made.points.numel(),), -1)]
-        for b, rows in zip(made.blocks, made.owners(), strict=True):
+        for b in made.blocks:
             place = torch.full((), -1)
             for p, n in zip(b.plates, b.members, strict=True):
                 own = torch.arange(n) if p == self.plate else torch.full((n,), -1)
                 place = torch.maximum(place[..., None], own)
-            out.append(place.reshape(-1)[rows])
-        return torch.cat(out)
+            out.append(place.reshape(-1)[b.owners])
+        found = torch.cat(out)
+        return torch.nn.functional.pad(found, (0, made.size - found.numel()), value=-1)
 
 
 def minibatches(density: Density) -> Minibatches | None:

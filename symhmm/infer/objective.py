@@ -8,9 +8,11 @@ from torch import Tensor
 
 from symhmm.infer.guide import Guide
 from symhmm.infer.minibatch import Minibatches, with_members
+from symhmm.infer.pyro_guide import PyroGuide
 from symhmm.infer.target import Target
 
 Gradient = Callable[..., tuple[Tensor, Tensor]]
+AnyGuide = Guide | PyroGuide
 
 
 def log_weights(
@@ -39,7 +41,7 @@ def log_weights(
     return out
 
 
-def objective(goal: Target, made: Guide, draws: int, *, weighted: bool, batches: Minibatches | None) -> Gradient:
+def objective(goal: Target, made: AnyGuide, draws: int, *, weighted: bool, batches: Minibatches | None) -> Gradient:
     """The captured function ``(phi, noise[, members]) -> (value, gradient in phi)``; noise has shape (draws, noise size).
 
     The value is the evidence lower bound, or with ``weighted`` the importance-weighted bound
@@ -48,6 +50,26 @@ def objective(goal: Target, made: Guide, draws: int, *, weighted: bool, batches:
     share of each draw enters squared there, which makes this exact (Tucker et al. 2019); parameters, which are the same
     in all draws, have it once.
     """
+    gradient = (
+        _whole(goal, made, draws, weighted)
+        if isinstance(made, PyroGuide)
+        else _held(goal, made, draws, weighted, batches)
+    )
+    example = torch.zeros(draws, made.noise_size, dtype=made.origin.dtype)
+    first = (batches.partition()[0],) if batches is not None else ()
+    # A key of its own: the guide's start is a constant of the captured step.
+    replay = goal.captured(f"objective {len(goal._steps)}", gradient, (made.initial(), example, *first))
+
+    def evaluate(phi: Tensor, noise: Tensor, *chosen: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            value, out = replay(phi, noise, *chosen)
+        return value, out
+
+    return evaluate
+
+
+def _held(goal: Target, made: Guide, draws: int, weighted: bool, batches: Minibatches | None) -> Gradient:
+    """Gradients through the draws alone."""
     latent = torch.zeros(made.origin.numel(), dtype=torch.bool)
     for b in made.blocks:
         latent[b.index.reshape(-1)] = True
@@ -70,14 +92,20 @@ def objective(goal: Target, made: Guide, draws: int, *, weighted: bool, batches:
         value = held.logsumexp(0) - log(draws) if weighted else held.mean()
         return value, out
 
-    example = torch.zeros(draws, made.noise_size, dtype=made.origin.dtype)
-    first = (batches.partition()[0],) if batches is not None else ()
-    # A key of its own: the guide's start is a constant of the captured step.
-    replay = goal.captured(f"objective {len(goal._steps)}", gradient, (made.initial(), example, *first))
+    return gradient
 
-    def evaluate(phi: Tensor, noise: Tensor, *chosen: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad():
-            value, out = replay(phi, noise, *chosen)
-        return value, out
 
-    return evaluate
+def _whole(goal: Target, made: PyroGuide, draws: int, weighted: bool) -> Gradient:
+    """Gradients through the draws and through the guide's log-density, which Pyro gives together."""
+
+    def gradient(phi: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            free = phi.detach().requires_grad_()
+            pairs = [made.draw_with_density(free, e) for e in noise]
+            log_p = torch.stack([goal.density.log_prob(goal.values(v)) for v, _ in pairs])
+            weights = log_p - torch.stack([log_q for _, log_q in pairs])
+            value = weights.logsumexp(0) - log(draws) if weighted else weights.mean()
+            (out,) = torch.autograd.grad(value, free)
+        return value.detach(), out
+
+    return gradient

@@ -62,7 +62,8 @@ def run(
 
     Args:
         guide: ``full``, a full covariance for the latents of each member of a plate, ``meanfield``, ``low_rank``, or one
-            of these for each plate by name.
+            of these for each plate by name; a network (`symhmm.infer.amortised.Amortised`); or a Pyro guide, written by
+            hand or an autoguide (`symhmm.infer.pyro_guide`).
         objective: ``elbo``, or ``iwelbo`` for the importance-weighted bound of ``particles`` draws (8 by default).
         fix: constrained values to hold, by name.
         start: constrained values to start from, by name, instead of the program's own.
@@ -87,7 +88,7 @@ def run(
     options = Options(guide, objective, seed, restarts, steps, cooldown, lr, schedule, clip, particles, evaluate)
     goal = target(density, fix or {}, "svi", start)
     _check(goal, options)
-    file = Checkpoint(checkpoint, fingerprint(goal, "svi", vars(options)) if checkpoint else "")
+    file = Checkpoint(checkpoint, fingerprint(goal, "svi", options.described) if checkpoint else "")
     before = file.read()
     stopped = False
     state = init(goal, options) if before is None else restored(goal, options, before)
@@ -112,7 +113,7 @@ def init(goal: Target, options: Options) -> State:
     """Find the start and build the guide there."""
     goal, ascents, evaluations = warm_start(goal, seed=options.seed, restarts=options.restarts)
     optima = Optima(tuple(a.value for a in ascents), tuple(a.converged for a in ascents), of=WARM)
-    blocks = blocks_by_role(goal.entries, goal.density.graph, options.guide)
+    blocks = blocks_by_role(goal.entries, goal.density.graph)
     if np.isfinite(max(optima.objectives)):
         unit, more = curvature_units(goal, parameters(goal), blocks)
     else:
@@ -220,8 +221,8 @@ def _check(goal: Target, options: Options) -> None:
                 f"there is no {name} {given!r}.", suggestion=f"{name}={known[0]!r}, or {' or '.join(known[1:])}"
             )
     for name in ("restarts", "steps", "cooldown", "particles", "evaluate", "clip"):
-        if (getattr(options, name) or 1) < 1:
-            raise FitError(f"{name}={getattr(options, name)} must be at least 1.", suggestion=f"leave {name} out")
+        if (given := getattr(options, name)) is not None and given < 1:
+            raise FitError(f"{name}={given} must be at least 1.", suggestion=f"leave {name} out")
     if options.objective == "iwelbo" and minibatches(goal.density) is not None:
         raise FitError(
             "the importance-weighted bound is no sum over members, so that a batch of them says nothing of it.",

@@ -8,9 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from symhmm.infer.guide import Guide, blocks_by_role, guide
+from symhmm.errors import FitError
+from symhmm.infer.amortised import Amortised, amortised
+from symhmm.infer.guide import blocks_by_role, guide
 from symhmm.infer.minibatch import Minibatches, minibatches
-from symhmm.infer.objective import Gradient
+from symhmm.infer.objective import AnyGuide, Gradient
+from symhmm.infer.pyro_guide import PyroGuide, pyro_guide
 from symhmm.infer.target import Target
 from symhmm.tables.results import Optima
 
@@ -45,6 +48,12 @@ class Options:
             return self.particles or 8, self.particles or 8
         return self.particles or 1, max(self.particles or SHARPER, SHARPER)
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """The options by name; functions by theirs."""
+        own = {n: f"{v.__module__}.{v.__qualname__}" for n, v in vars(self).items() if hasattr(v, "__qualname__")}
+        return {**vars(self), **own}
+
 
 @dataclass
 class State:
@@ -63,7 +72,7 @@ class State:
     """
 
     goal: Target
-    guide: Guide
+    guide: AnyGuide
     unit: Tensor
     batches: Minibatches | None
     owners: Tensor
@@ -92,9 +101,14 @@ class State:
         return self.mean if self.averaged else self.phi
 
 
-def build(goal: Target, options: Options, unit: Tensor) -> Guide:
+def build(goal: Target, options: Options, unit: Tensor) -> AnyGuide:
     """The guide that was asked for, at the start of ``goal``, with steps of ``unit``, shape (size,)."""
-    blocks = blocks_by_role(goal.entries, goal.density.graph, options.guide)
+    wanted = options.guide
+    if isinstance(wanted, Amortised):
+        return amortised(wanted, goal.start, parameters(goal), blocks_by_role(goal.entries, goal.density.graph), unit)
+    if callable(wanted):
+        return pyro_guide(wanted, goal, parameters(goal), unit, options.seed)
+    blocks = blocks_by_role(goal.entries, goal.density.graph, wanted)
     return guide(goal.start, parameters(goal), blocks, unit)
 
 
@@ -108,7 +122,14 @@ def assemble(goal: Target, options: Options, unit: Tensor, optima: Optima, evalu
     """A run before its first step."""
     made, batches = build(goal, options, unit), minibatches(goal.density)
     phi = made.initial()
-    owners = torch.full(phi.shape, -1) if batches is None else batches.owners(made)
+    owners = torch.full(phi.shape, -1)
+    if batches is not None:
+        if isinstance(made, PyroGuide):
+            raise FitError(
+                f"a Pyro guide cannot follow the minibatches of {batches.plate!r}.",
+                suggestion="guide='full', or the whole plate without subsample_size",
+            )
+        owners = batches.owners(made)
     generator = torch.Generator().manual_seed(options.seed)
     first, second, count, mean = torch.zeros(4, phi.numel(), dtype=phi.dtype).unbind()
     return State(goal, made, unit, batches, owners, generator, optima, evaluations, phi, first, second, count, mean)

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from symhmm.infer.guide import Guide
 from symhmm.infer.information import at_edge
 from symhmm.infer.lbfgs import Ascent
+from symhmm.infer.objective import AnyGuide
 from symhmm.infer.occupied import unused_states
 from symhmm.infer.target import Target
-from symhmm.tables.results import Posterior, Status, label
+from symhmm.tables.results import Drawable, Status, label
 
 COLLAPSED = 1e-4  # standard deviation on the unconstrained scale
 NOTHING = 0.05  # share of an effect's variance between members below which its spread counts as near zero
@@ -52,8 +52,8 @@ def of_ascent(
 
 def of_guide(
     goal: Target,
-    guide: Guide,
-    posterior: Posterior,
+    guide: AnyGuide,
+    posterior: Drawable,
     trace: Tensor,
     *,
     bound: float,
@@ -85,7 +85,7 @@ def not_finite(goal: Target, values: Mapping[str, Tensor]) -> Status:
     )
 
 
-def _collapsed(goal: Target, guide: Guide, posterior: Posterior) -> list[str]:
+def _collapsed(goal: Target, guide: AnyGuide, posterior: Drawable) -> list[str]:
     """Where the guide has shrunk to a point, and which effects do not differ between members."""
     remarks, sd, layout = [], posterior.sd, goal.density.layout
     for name in (n for b in guide.blocks for n in b.names):
