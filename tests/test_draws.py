@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import symhmm
-from symhmm.infer.draws import agreement, diagnose, draws, verdict
+from symhmm.infer.draws import agreement, diagnose, draws, relabelled, verdict
 from symhmm.infer.sampler import Chain
 
 pytest.importorskip("arviz")
@@ -84,6 +84,31 @@ def test_middle_and_spread_are_of_all_chains():
     assert np.allclose(found.sd, x.reshape(-1, 2).std(0, ddof=1))
     assert np.allclose(found.vector, np.sort(x.reshape(-1, 2), 0)[799])
     assert torch.equal(found.permuted(torch.tensor([1, 0])).chains, found.chains[..., [1, 0]])
+
+
+def test_states_of_chains_are_put_into_one_order():
+    """A chain that has found the states the other way round is turned; one that cannot be turned stays."""
+
+    def mixture(y):
+        one = torch.ones(2, dtype=y.dtype)
+        weight = pyro.sample("weight", dist.Dirichlet(2 * one))
+        mean = pyro.sample("mean", dist.Normal(0 * one, 3 * one).to_event(1))
+        with pyro.plate("n", len(y)):
+            z = pyro.sample("z", dist.Categorical(weight))
+            pyro.sample("y", dist.Normal(mean[z], 1.0), obs=y)
+
+    density = symhmm.compile(mixture, torch.linspace(-3, 3, 7, dtype=torch.float64))
+    generator = np.random.default_rng(0)
+    x = torch.from_numpy(np.array([0.4, -2.0, 2.0]) + 0.1 * generator.normal(size=(3, 50, 3)))
+    y = x.clone()
+    y[2] = torch.stack([-x[2, :, 0], x[2, :, 2], x[2, :, 1]], -1)  # the logit of the first weight turns its sign
+    entries = density.layout.entries
+    moved, switched = relabelled(density, y, entries)
+    assert switched == 50
+    assert torch.allclose(moved, x, atol=1e-10)
+    assert torch.equal(relabelled(density, x, entries)[0], x)
+    alone = symhmm.compile(model, torch.zeros(2, dtype=torch.float64))
+    assert relabelled(alone, x[..., :2], ENTRIES)[1] == 0
 
 
 def test_verdicts():

@@ -10,9 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from symhmm.compiler.density import Density
 from symhmm.compiler.layout import Entry
+from symhmm.errors import GraphError
 from symhmm.infer.sampler import Chain
 from symhmm.infer.target import Array
+from symhmm.posterior.align import aligned, symmetry
 from symhmm.tables.results import Normal, Status, Table, label
 
 AGREED = 1.01  # R-hat up to which chains agree (Vehtari et al. 2021)
@@ -26,7 +29,7 @@ class Draws:
     """A posterior as draws.
 
     Args:
-        chains: shape (chains, draws, size), unconstrained vectors.
+        chains: shape (chains, draws, size), unconstrained vectors, states in one order.
         entries: what was sampled.
         diverging: shape (chains,), trajectories that diverged.
         step_size: shape (chains,), of each chain after its warm-up.
@@ -90,8 +93,30 @@ def draws(chains: Tensor, found: Sequence[Chain], entries: Sequence[Entry]) -> D
     )
 
 
+def relabelled(density: Density, chains: Tensor, entries: Sequence[Entry]) -> tuple[Tensor, int]:
+    """Chains with the states of all draws in one order, and how many draws had another one.
+
+    Nothing moves where the program tells the states apart by itself, or has several kinds of states.
+    """
+    try:
+        found = symmetry(density)
+    except GraphError:
+        return chains, 0
+    if not set(found.dims) <= {e.name for e in entries}:
+        return chains, 0
+    flat = chains.reshape(-1, chains.shape[-1])
+    moved = aligned(constrained(flat, entries), found)
+    if not moved.switched:
+        return chains, 0
+    out = flat.clone()
+    for e in entries:
+        if e.name in found.dims:
+            out[:, e.start : e.stop] = e.transform.inv(moved.draws[e.name]).reshape(len(flat), -1)
+    return out.reshape(chains.shape), moved.switched
+
+
 def constrained(chains: Tensor, entries: Sequence[Entry]) -> dict[str, Tensor]:
-    """Constrained values of all draws by name, shapes (chains, draws, *shape)."""
+    """Constrained values of all draws by name; dimensions in front of the last of ``chains`` stay."""
     front = chains.shape[:-1]
     return {e.name: e.transform(chains[..., e.start : e.stop].reshape(*front, *e.free_shape)) for e in entries}
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from symhmm.compiler.density import Density
 from symhmm.errors import FitError
 from symhmm.infer.checkpoint import Checkpoint, fingerprint
-from symhmm.infer.draws import agreement, draws, verdict
+from symhmm.infer.draws import agreement, draws, relabelled, verdict
 from symhmm.infer.moving import Moving, natural_volume, require_volumes
 from symhmm.infer.noncentred import Request, noncentred
 from symhmm.infer.pilot import CLIMBS, PILOT, Ground, pilot, starting_point
@@ -216,11 +216,14 @@ def _estimate(goal: Target, state: State | None, options: Options, stopped: bool
         kept = min(len(c.points) for c in found)
         pairs = [_draws(goal, state.ground, c.points[:kept], c.value[:kept]) for c in found]
         vectors, heights = (torch.stack(x) for x in zip(*pairs, strict=True))
+        vectors, switched = relabelled(goal.density, vectors, goal.entries)
         posterior = draws(vectors, found, goal.entries)
         vector, log = posterior.vector, heights.reshape(-1)
         error = float(log.std() / np.sqrt(agreement(heights[..., None].numpy())[1][0]))
         flat = [e.name for e in goal.entries if e.is_param]
         remarks = (f"no prior, so flat on the natural scale: {', '.join(flat)}",) if flat else ()
+        if switched:
+            remarks = (*remarks, f"the states of {switched} draws were put into the order of the others")
         status = verdict(posterior, found, remarks, options.max_depth)
         if stopped:
             so_far = f"{len(found)} of {options.chains} chains, {kept} draws each"
