@@ -1,3 +1,8 @@
+import os
+import signal
+import subprocess
+import sys
+
 import closed_forms as cf
 import numpy as np
 import pyro
@@ -237,3 +242,96 @@ def test_six_random_intercepts_reach_the_marginal_maximum(data_file, family):
     assert estimate.values["tau"].sort().values[1:].tolist() == pytest.approx(wanted, rel=0.05)
     assert estimate.objective > -17497.5
     assert estimate.marginal[0] == pytest.approx(-17494.95, abs=0.3)
+
+
+KILLED = """
+import os, signal, sys, torch
+import os
+import signal
+import subprocess
+import sys
+
+import closed_forms as cf
+from symhmm.compiler.density import compile
+from symhmm.infer import checkpoint, svi
+
+checkpoint.EVERY = 0.0  # written at each step
+
+def die(progress):
+    if progress.done == 40:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+density = compile(cf.random_intercept, cf.balanced())
+svi.run(density, seed=2, steps=90, cooldown=60, restarts=2, evaluate=20, checkpoint=sys.argv[1], progress=die)
+"""
+
+
+def test_a_killed_fit_continues_to_the_same_numbers(tmp_path):
+    path = tmp_path / "fit.npz"
+    here = os.path.dirname(cf.__file__)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], cwd=here, check=False, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    density = compile(cf.random_intercept, cf.balanced())
+    options = {"seed": 2, "steps": 90, "cooldown": 60, "restarts": 2, "evaluate": 20}
+    with np.load(path) as saved:
+        assert 35 < len(saved["trace"]) < 90
+    resumed, whole = svi.run(density, **options, checkpoint=path), svi.run(density, **options)
+    assert torch.equal(resumed.trace, whole.trace)
+    assert torch.equal(resumed.vector, whole.vector)
+    assert resumed.objective == whole.objective
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant", lambda step: 1.0 / (1.0 + step / 100)])
+def test_schedules_take_all_steps_and_arrive(schedule):
+    y = cf.balanced()
+    estimate = svi.run(compile(cf.random_intercept, y), schedule=schedule, steps=700, evaluate=50)
+    assert len(estimate.trace) == 700
+    assert estimate.values["tau"].item() == pytest.approx(cf.random_intercept_maximum(y)[1], rel=0.05)
+
+
+def test_weighted_bound_is_tighter():
+    y = cf.sample(30)
+    _, _, evidence = cf.with_prior_posterior(y)
+    options = {"guide": "meanfield", "steps": 500, "cooldown": 200, "evaluate": 20}
+    plain = svi.run(compile(cf.with_prior, y), **options)
+    weighted = svi.run(compile(cf.with_prior, y), objective="iwelbo", particles=16, **options)
+    assert plain.trace[-100:].mean() < weighted.trace[-100:].mean() - 0.2
+    assert weighted.trace[-100:].mean() < evidence + 0.05
+    # It pays the guide to cover the posterior, which the plain bound makes it too narrow for.
+    assert bool((weighted.posterior.sd > plain.posterior.sd).all())
+
+
+def test_a_gradient_out_of_all_proportion_is_clipped():
+    goal = svi.target(compile(cf.random_intercept, cf.balanced()), {}, "svi")
+    state = svi.init(goal, svi.Options(restarts=1))
+    unit = torch.ones_like(state.phi)
+    state.gradients[1] = lambda phi, noise: (torch.zeros(()), unit * (1e6 if state.done == 20 else 1.0))
+    for _ in range(21):
+        svi.step(state, svi.Options())
+    assert state.first.abs().max() < 2.1  # nine tenths of one, and a tenth of at most ten times the mean norm
+
+
+def test_a_guide_that_shrinks_to_a_point_is_said():
+    """The likelihood rises without end as the effects approach one number."""
+
+    def model(y):
+        with pyro.plate("group", len(y)):
+            d = pyro.sample("d", dist.Normal(cf.real(0.0), 1.0))
+            pyro.sample("y", dist.Normal(d, 1e-6), obs=y)
+
+    estimate = svi.run(compile(model, torch.zeros(4, dtype=cf.REAL)), steps=900, cooldown=200, lr=0.2, evaluate=20)
+    assert "the guide of 'd' collapsed to a point in 4 of 4 coordinates" in repr(estimate.status)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"objective": "elb"}, "objective='elbo', or iwelbo"),
+        ({"schedule": "cos"}, "schedule='plateau', or cosine or constant"),
+        ({"particles": 0}, "particles=0 must be at least 1"),
+        ({"guide": {"group": "diagonal"}}, "no guide 'diagonal'"),
+    ],
+)
+def test_options_that_do_not_exist(options, text):
+    with pytest.raises(FitError, match=text):
+        svi.run(compile(cf.random_intercept, cf.balanced()), **options)
