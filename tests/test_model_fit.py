@@ -8,9 +8,11 @@ import torch
 
 from symhmm import MixedHMM, load
 from symhmm.errors import DataError
+from symhmm.models.model_fit import ModelFit
 from symhmm.models.order import new_order, reordered
 from symhmm.models.template import program
 from symhmm.tables.data import Labels, SequenceData
+from symhmm.tables.results import Estimate, Status
 
 IDS = ("ann", "bo", "cy", "di", "eli", "fay")
 
@@ -53,6 +55,7 @@ def test_tables_speak_of_states_moves_columns_and_groups(fit):
         "transitions low>high Intercept", "transitions low>high x", "transitions high>low Intercept", "transitions high>low x",
         "sd transitions|ID low>high", "sd transitions|ID high>low", "y.mean low", "y.mean high", "y.sd low", "y.sd high",
     )  # fmt: skip
+    assert "transitions|ID low>high bo" in fit.shrinkage("ID")["effect"]
     own = fit.random_effects("ID")
     assert own["name"][:3] == (
         "transitions|ID low>high ann",
@@ -182,6 +185,19 @@ def test_variational_fits_and_groups_above_the_individuals():
     assert fit.random_effects("ID")["name"][0] == "transitions|herd:ID 0>1 ann"
     new = fit.on(simulated(("new", "di"), steps=20, seed=5))
     torch.testing.assert_close(new.values["transitions|herd"], fit.values["transitions|herd"])
+
+
+def test_correlations_stand_among_the_components():
+    data = simulated()
+    model = MixedHMM(2, {"y": "gaussian"}, transitions={"0>1": "~ x + (x | ID)"})
+    bound, density = model.bind(data), model.log_density(data)
+    own = "transitions[0>1]|ID"
+    values = density.initial() | {f"{own}.corr": torch.tensor([[1.0, 0.0], [0.6, 0.8]])}
+    estimate = Estimate("map", values, density.pack(values), 0.0, "", torch.zeros(1), Status(True, ""), 0, 0.0, {})
+    fit = ModelFit(estimate, density, model, bound, {})
+    assert not any("corr" in n for n in fit.fixed_effects()["name"])
+    components = fit.variance_components()["component"]
+    assert components == (f"sd {own} Intercept", f"sd {own} x", f"correlation {own} Intercept, {own} x")
 
 
 def test_saved_and_loaded(fit, tmp_path):

@@ -52,7 +52,10 @@ class ModelFit(Fit):
 
     def fixed_effects(self) -> Table:
         """As `Fit.fixed_effects`, with the names of states, moves and columns; a formula's on the scale of the link."""
-        return self._renamed(effects.fixed_effects(self))
+        hidden = tuple(f"{corr_name(b, g)}[" for b, g in _random(self.bound) if correlated(g))
+        table = effects.fixed_effects(self)
+        # Factors of correlations say nothing by themselves: `variance_components` has the correlations.
+        return self._renamed(replace(table, rows=tuple(r for r in table.rows if not r[0].startswith(hidden))))
 
     def random_effects(self, plate: str | None = None) -> Table:
         """As `Fit.random_effects`, with the names of states, moves, columns and groups; ``plate`` is a grouping, ``ID``."""
@@ -61,6 +64,10 @@ class ModelFit(Fit):
     def variance_components(self) -> Table:
         """As `Fit.variance_components`, with names."""
         return self._renamed(super().variance_components())
+
+    def shrinkage(self, plate: str | None = None) -> Table:
+        """As `Fit.shrinkage`, with names."""
+        return self._renamed(super().shrinkage(plate))
 
     def summary(self) -> Summary:
         """As `Fit.summary`, with names."""
@@ -133,12 +140,6 @@ class ModelFit(Fit):
         own = [_joined("", c, column) for c in cells for column in columns]
         for made, called in ((sd_name(b, g), f"sd {name}"), (name, name)):
             out |= {x: f"{called} {o}".strip() for x, o in zip(label(made, shape), own, strict=True)}
-        if correlated(g):
-            full = (*shape, len(columns))
-            pairs = [_joined("", c, f"{one}, {two}") for c in cells for one in columns for two in columns]
-            out |= dict(
-                zip(label(corr_name(b, g), full), [f"chol(corr) {name} {x}".strip() for x in pairs], strict=True)
-            )
         levels, kind = self.bound.levels[g.group.name], self.bound.kinds[g.group.name]
         lead = (self.data.num_sessions, self.data.num_sequences) if kind == SESSION else (len(levels),)
         members = [f"{name} {o} {m}".replace("  ", " ") for m in map(_member, levels) for o in own]
