@@ -10,7 +10,7 @@ from torch import Tensor
 from symhmm import fitting
 from symhmm.fitting import Fit
 from symhmm.models.base import Initial, Model, Program, Start, as_data, assembled, first_state, sticky, whole_number
-from symhmm.models.streams import Streams
+from symhmm.models.streams import Streams, kmeans
 from symhmm.tables.data import SequenceData
 from symhmm.tables.results import Optima
 
@@ -165,8 +165,6 @@ class MixtureHMM(Model):
 
     def _groupings(self, one: Fit, number: int, seed: int) -> list[Start]:
         """Starts from a fit of one kind: individuals clustered by their own transition logits."""
-        from scipy.cluster.vq import kmeans2
-
         counts = one.transition_counts().only.values + 0.5
         while counts.dim() > 3:  # sessions
             counts = counts.sum(0)
@@ -175,7 +173,7 @@ class MixtureHMM(Model):
         shared = {n: v for n, v in one.values.items() if n not in ("logits", "weights", "initial")}
         starts = []
         for i in range(number):
-            _, label = kmeans2(x.numpy(), self.components, minit="points", seed=seed + i, missing="warn")
+            label = kmeans(x.numpy(), self.components, seed + i, tries=1)
             groups = [x[torch.as_tensor(label == k)] for k in range(self.components)]
             centres = [g.mean(0) if len(g) else one.values["logits"].flatten() for g in groups]
             weights = torch.tensor([len(g) + 0.5 for g in groups], dtype=x.dtype)
