@@ -23,6 +23,8 @@ LAGS = 30  # of the autocorrelation of residuals
 def plot_states(fit: Fit, ids: Sequence[Any] | None = None, *, stream: str = "", most: int = 6) -> Any:
     """States over time: probabilities as areas, above them the jointly most probable path, below them a stream.
 
+    Of individuals with several sessions the first is drawn.
+
     Args:
         fit: of a program with a time loop and `SequenceData`.
         ids: individuals; None takes the first ``most``.
