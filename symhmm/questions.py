@@ -26,6 +26,7 @@ from symhmm.posterior import (
 from symhmm.posterior.align import Symmetry
 from symhmm.tables.data import SequenceData
 from symhmm.tables.naming import data_among, named, named_all
+from symhmm.tables.results import Table
 from symhmm.tables.states import Answers, Labelled
 
 Sites = Iterable[str] | None
@@ -188,6 +189,10 @@ class Questions(ABC):
         """Quantile residuals of an observed site at the estimate, see `symhmm.posterior.residuals.residuals`."""
         found = residuals.residuals(self.density, self.values, site, seed=seed)
         return named(found, self.data, *self._frames(), self.states)
+
+    def residual_summary(self, site: str, *, seed: int = 0) -> Table:
+        """Normality and autocorrelation of the residuals of each member, see `symhmm.posterior.residuals.describe_members`."""
+        return residuals.describe_members(self.residuals(site, seed=seed))
 
     def log_likelihood_by(self, *frames: str) -> Labelled:
         """Log-likelihood by member of plates or step, see `symhmm.posterior.pointwise.log_likelihood_by`."""

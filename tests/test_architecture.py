@@ -28,7 +28,7 @@ FLOORS: list[dict[str, str]] = [
     {"tables": "results states support read gaps frame labels cells data naming scan formula design"},
     {
         "posterior": "series ends evaluated emissions mixture marginals traceback kbest decode prefix blocks pointwise forecast curves align"
-        " forward simulate checks residuals inference_data"
+        " forward simulate checks by_draws residuals inference_data"
     },
     {
         "infer": "progress restrict target lbfgs closed_forms expectation starts checkpoint information profile pooled guide amortised pyro_guide minibatch objective bound occupied verdict warm mle svi_state svi"

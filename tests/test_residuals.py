@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from scipy import stats
 from torch.testing import assert_close
 
 import symhmm
@@ -17,7 +18,7 @@ from symhmm.distributions import (
     ZeroOneInflated,
 )
 from symhmm.errors import GraphError, ProgramError
-from symhmm.posterior.residuals import describe, residuals
+from symhmm.posterior.residuals import describe, describe_members, residuals
 
 A = torch.tensor([[0.9, 0.1], [0.2, 0.8]], dtype=torch.float64)
 
@@ -120,10 +121,33 @@ def test_residuals_of_the_true_model_are_normal(emission):
     assert abs(row[1]) < 0.15 and abs(row[2] - 1) < 0.12 and row[3] > 1e-3 and abs(row[4]) < 0.1
 
 
+def test_draws_take_the_place_of_a_distribution_function():
+    rate, mask, _ = data(400)
+    y = rate + torch.as_tensor(stats.t(5).rvs(tuple(rate.shape), random_state=1))
+    density = symhmm.compile(program, y, mask, student)
+    found = residuals(density, density.initial(), "y_{time}", seed=3)
+    states = torch.tensor([1.0, 6.0])
+    p = dist.StudentT(5.0, states).log_prob(y[..., None]).exp()
+    cdf = torch.as_tensor(stats.t(5).cdf((y[..., None] - states).numpy()))
+    error = torch.special.ndtr(found.values) - by_hand(y, mask, p, cdf)
+    assert torch.equal(found.values.isnan(), ~mask)
+    assert 1e-4 < error[mask].abs().max() < 5 * 0.5 / 2000**0.5
+    table = describe_members(found)
+    assert table["animal"] == (0, 1) and sum(table["n"]) == int(mask.sum())
+    assert all(abs(x) < 0.15 for x in (*table["mean"], *table["autocorrelation"])) and min(table["p (normal)"]) > 1e-3
+
+
 def test_refusals():
     rate, mask, _ = data(10)
     density = symhmm.compile(program, rate, mask, student)
     with pytest.raises(GraphError, match="no observed site 'x'"):
         residuals(density, density.initial(), "x")
-    with pytest.raises(ProgramError, match="StudentT has no distribution function"):
-        residuals(density, density.initial(), "y_{time}")
+
+    def pairs(y):
+        z = torch.tensor(0)
+        for t in pyro.markov(range(len(y))):
+            z = pyro.sample(f"z_{t}", dist.Categorical(A[z]))
+            pyro.sample(f"y_{t}", dist.MultivariateNormal(torch.eye(2)[z], torch.eye(2)), obs=y[t])
+
+    with pytest.raises(ProgramError, match="several dimensions"):
+        residuals(symhmm.compile(pairs, torch.zeros(4, 2)), {}, "y_{time}")

@@ -14,11 +14,14 @@ from symhmm.compiler.lower import Named
 from symhmm.distributions import Hurdle, NegativeBinomialMean, ZeroInflated, ZeroOneInflated
 from symhmm.errors import GraphError, ProgramError
 from symhmm.graph import FactorGraph
+from symhmm.posterior.by_draws import simulated
 from symhmm.posterior.evaluated import Evaluated, Values, evaluated
 from symhmm.posterior.prefix import up_to, vectorised, without_data
 from symhmm.posterior.series import Loop, at_label
 from symhmm.tables.results import Table
 from symhmm.tables.states import Labelled
+
+SUMMARY = ("n", "mean", "sd", "p (normal)", "autocorrelation")
 
 
 def residuals(density: Density, values: Values, site: str, *, seed: int = 0) -> Labelled:
@@ -26,7 +29,8 @@ def residuals(density: Density, values: Values, site: str, *, seed: int = 0) -> 
 
     z_t = Phi^-1(P(Y_t <= y_t | y_1..y_{t-1})), independent standard normal if the model is right (Zucchini, MacDonald and
     Langrock 2016, section 6.2). For counts, categories and exact zeros or ones a uniform number is drawn
-    between P(Y_t < y_t) and P(Y_t <= y_t) (Dunn and Smyth 1996). Other streams of the same step are left out.
+    between P(Y_t < y_t) and P(Y_t <= y_t) (Dunn and Smyth 1996). Where an emission has no distribution function,
+    draws take its place (`symhmm.posterior.by_draws`). Other streams of the same step are left out.
 
     Args:
         values: constrained parameters and continuous latents.
@@ -38,12 +42,15 @@ def residuals(density: Density, values: Values, site: str, *, seed: int = 0) -> 
 
     Raises:
         GraphError: there is no such observed site in a vectorised loop, or its plate is subsampled.
-        ProgramError: its distribution has no distribution function.
+        ProgramError: its observations are of several dimensions.
         IntractableError: members are coupled by a discrete latent outside of their plate.
     """
     at = evaluated(density, values)
     loop = _loop_of(at, site)
-    upper = _forecast(at, _distribution(density, values, site, strict=False), loop, site)
+    try:
+        upper = _forecast(at, _distribution(density, values, site, strict=False), loop, site)
+    except _NoFunction:
+        upper = _forecast(at, simulated(density, values, at, loop, site, seed), loop, site)
     if at.graph.observed[site].family in _WITH_ATOMS:
         lower = _forecast(at, _distribution(density, values, site, strict=True), loop, site)
         generator = torch.Generator().manual_seed(seed)
@@ -64,16 +71,36 @@ def describe(found: Labelled) -> Table:
     >>> describe(x)["n"]
     (500,)
     """
+    return Table(SUMMARY, (_described(found.values),))
+
+
+def describe_members(found: Labelled) -> Table:
+    """As `describe`, one row for each member, labelled by its plates.
+
+    >>> x = Labelled("y", torch.randn(50, 2), ("time", "animal"), {"animal": ("ann", "bo")})
+    >>> describe_members(x)["animal"]
+    ('ann', 'bo')
+    """
+    plates = found.dims[1:]
+    rows = []
+    for index in torch.cartesian_prod(*(torch.arange(n) for n in found.values.shape[1:])).reshape(-1, len(plates)):
+        labels = tuple(found.labels[d][int(i)] for d, i in zip(plates, index, strict=True))
+        rows.append((*labels, *_described(found.values[(slice(None), *index.tolist())])))
+    return Table((*plates, *SUMMARY), tuple(rows))
+
+
+def _described(values: Tensor) -> tuple[float, ...]:
     from scipy import stats
 
-    x = found.values.double()
+    x = values.double()
     seen = x[~x.isnan()]
+    if len(seen) < 2:
+        return (len(seen), *(float("nan") for _ in SUMMARY[1:]))
     test = stats.kstest(seen.numpy(), "norm")
     both = x[1:] * x[:-1]
     pairs = both[~both.isnan()]
     lag = float(pairs.mean() / seen.square().mean()) if len(pairs) else float("nan")
-    row = (len(seen), float(seen.mean()), float(seen.std()), float(test.pvalue), lag)
-    return Table(("n", "mean", "sd", "p (normal)", "autocorrelation"), (row,))
+    return (len(seen), float(seen.mean()), float(seen.std()), float(test.pvalue), lag)
 
 
 def _loop_of(at: Evaluated, site: str) -> Loop:
@@ -150,6 +177,10 @@ def _distribution(density: Density, values: Values, site: str, *, strict: bool) 
         return compile(wrapped, *args, **kwargs).factors_at(values)
 
 
+class _NoFunction(ProgramError):
+    """A distribution has no distribution function."""
+
+
 class _Distributions(Messenger):
     """Observed sites of one template answer with the logarithm of their distribution function."""
 
@@ -198,7 +229,7 @@ class _LogDistribution(TorchDistribution):
             try:
                 p = self.base.cdf(value)
             except NotImplementedError:
-                raise ProgramError(
+                raise _NoFunction(
                     f"{type(self.base).__name__} has no distribution function (cdf), which residuals need.",
                     suggestion="residuals of another stream, or give the distribution a cdf method",
                 ) from None
