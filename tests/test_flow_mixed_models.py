@@ -1,5 +1,9 @@
 """Mixed models without hidden states, where Laplace's approximation is exact and other software has the numbers."""
 
+import importlib.util
+import sys
+from pathlib import Path
+
 import closed_forms as cf
 import numpy as np
 import pyro
@@ -78,3 +82,26 @@ def test_crossed_effects_of_a_table_with_holes():
     design = torch.cat([torch.nn.functional.one_hot(row, 5), torch.nn.functional.one_hot(column, 4)], 1).to(cf.REAL)
     precision = design.T @ design / 0.49 + torch.diag(torch.cat([torch.full((5,), 1.1), torch.full((4,), 0.4)]) ** -2.0)
     torch.testing.assert_close(modes.root[0] @ modes.root[0].T, torch.linalg.inv(precision), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.slow
+def test_pilot_whales_with_random_intercepts(data_file, monkeypatch):
+    """Twelve intercepts for each of fifteen whales, among them some whose spread is zero; other software ends at -18459.68."""
+    path = Path(__file__).resolve().parents[1] / "examples" / "pilot_whales.py"
+    spec = importlib.util.spec_from_file_location("pilot_whales", path)
+    example = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "pilot_whales", example)
+    spec.loader.exec_module(example)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        fit = example.main(str(data_file("pilot_whales.csv")), 4, 1, 2, 0, intercepts=True)
+    finally:
+        torch.set_default_dtype(before)
+    assert fit.status.ok
+    assert fit.objective >= -18459.68
+    assert fit.objective < -18459.0
+    corrected, error = fit.estimate.marginal
+    assert error < 0.2
+    assert 0 < corrected - fit.objective < 2
+    assert "at zero" in fit.variance_components()["remark"]
