@@ -95,8 +95,18 @@ def main(animals: int, steps: int, plot: str, seed: int) -> None:
         print(f"{n:6d}  {often:16.3f}  {f'{low[n]:.0f} to {high[n]:.0f}':>30s}  {true_changes[n]:5d}")
     covered = ((low <= true_changes) & (true_changes <= high)).double().mean()
     print(f"intervals that contain the truth: {covered:.2f}")
+
+    # What comes next, and whether the model makes such data.
+    ahead = fit.predict(3)["y_{time}"].sel(animal=0)
+    print("\nanimal 0, next steps (mean, 90% interval):", ", ".join(
+        f"{mean:.1f} ({low:.1f} to {high:.1f})" for mean, _, low, _, high in ahead.values.tolist()))  # fmt: skip
+    print(f"\nresiduals by animal\n{fit.residual_summary('y_{time}')}")
+    jumps = {"mean jump": lambda d: (d["y_{time}"][1:] - d["y_{time}"][:-1]).abs().nanmean()}
+    print(f"\nin the data, and in replicated data\n{fit.check(jumps, 200)}")
     if plot:
-        draw(p, path["z_{time}"].values, data.lengths, plot, states, [f"animal {n}" for n in range(animals)])
+        often = smoothed["kind"].values[:, 1]
+        names = [f"animal {n}, changes often with probability {often[n]:.2f}" for n in range(animals)]
+        draw(p, path["z_{time}"].values, data.lengths, plot, states, names)
 
 
 def whales(file: str, plot: str) -> None:

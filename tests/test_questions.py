@@ -209,3 +209,26 @@ def test_replayed_factors_are_those_of_the_program(data):
     for a, b in zip(density.factors_at(v).factors, density.graph_at(v).factors, strict=True):
         assert list(a.term.inputs.items()) == list(b.term.inputs.items())
         assert_close(a.term.data, b.term.data, **EXACT)
+
+
+def test_likelihood_by_session_is_that_of_the_session_alone():
+    moves = torch.tensor([[0.9, 0.1], [0.3, 0.7]])
+
+    def model(y, mask):
+        with pyro.plate("animal", y.shape[2], dim=-1), pyro.plate("session", y.shape[1], dim=-2):
+            z = None
+            for t in pyro.markov(range(len(y))):
+                z = pyro.sample(f"z_{t}", dist.Categorical(torch.ones(2) / 2 if z is None else moves[z]))
+                with pyro.poutine.mask(mask=mask[t]):
+                    pyro.sample(f"y_{t}", dist.Normal(2.0 * z, 1.0), obs=y[t])
+
+    y = torch.randn(6, 2, 3, generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(6)[:, None, None] < torch.tensor([[6, 4, 2], [3, 6, 5]])
+    density = symhmm.compile(model, y, mask)
+    found = log_likelihood_by(density, {}, "animal", "session")
+    assert found.dims == ("animal", "session")
+    for animal, session in ((0, 1), (2, 0)):
+        alone = symhmm.compile(model, y[:, [session]][:, :, [animal]], mask[:, [session]][:, :, [animal]])
+        assert_close(found.sel(animal=animal, session=session).values, alone.log_prob({}), **EXACT)
+    assert_close(log_likelihood_by(density, {}, "session").values, found.values.sum(0), **EXACT)
+    assert_close(log_likelihood_by(density, {}, "session", "time").values.sum(0), found.values.sum(0), **EXACT)
