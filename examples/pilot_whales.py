@@ -11,7 +11,7 @@ Ecosphere, doi 10.1002/ecs2.2044; the data are distributed with momentuHMM. Run 
     python examples/pilot_whales.py --data pilot_whales.csv --components 3
 
 With ``--intercepts`` each whale has its own twelve transition logits instead, normal around those of all whales, and they
-are integrated by Laplace's approximation. Two minutes on one core.
+are integrated by Laplace's approximation. A minute on one core.
 """
 
 import argparse

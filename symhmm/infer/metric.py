@@ -7,7 +7,7 @@ import numpy as np
 from symhmm.infer.lbfgs import Ascent, Evaluate, ascend
 from symhmm.infer.target import Array
 
-LARGEST = 60  # coordinates beyond which a curvature costs more gradients than it saves
+LARGEST = 150  # coordinates beyond which a curvature costs more gradients than it saves
 WIDEST = 2.0  # longest unit of a coordinate, in units of its own size
 
 
