@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -53,11 +54,11 @@ def test_from_a_table_to_figures(fitted):
     compile((out / "program.py").read_text(), "program.py", "exec")
 
 
-def test_decoding_gives_the_states_row_by_row(fitted, table):
+def test_decoding_gives_the_states_row_by_row(fitted, table, capsys):
     out, _ = fitted
-    done = run("decode", out)
-    assert done.returncode == 0, done.stderr
-    rows = list(csv.DictReader(done.stdout.splitlines()))
+    assert main(["decode", str(out)]) == 0
+    text = capsys.readouterr().out
+    rows = list(csv.DictReader(text.splitlines()))
     with table.open() as file:
         wanted = list(csv.DictReader(file))
     assert [(r["id"], r["hour"]) for r in rows] == [(r["id"], r["hour"]) for r in wanted]
@@ -66,7 +67,7 @@ def test_decoding_gives_the_states_row_by_row(fitted, table):
         s: [float(w["y"]) for r, w in zip(rows, wanted, strict=True) if r["state"] == s] for s in ("rest", "move")
     }
     assert sum(by_state["rest"]) / len(by_state["rest"]) + 2 < sum(by_state["move"]) / len(by_state["move"])
-    assert done.stdout == (out / "states.csv").read_text()
+    assert text == (out / "states.csv").read_text()
 
 
 def test_other_tables_reports_and_comparisons(fitted, table, tmp_path, capsys):
@@ -98,8 +99,6 @@ def test_other_tables_reports_and_comparisons(fitted, table, tmp_path, capsys):
     ],
 )
 def test_what_is_refused_is_said_in_words(changes, words, table, tmp_path, capsys):
-    import re
-
     (tmp_path / "x").write_text("")
     wanted = {
         "--id": "id",

@@ -51,7 +51,7 @@ def answers(fit):
         ("map", {}),
         ("laplace", {}),
         ("svi", {"steps": 40, "cooldown": 10}),
-        ("nuts", {"chains": 2, "draws": 10, "tune": 20}),
+        pytest.param("nuts", {"chains": 2, "draws": 10, "tune": 20}, marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.filterwarnings("ignore::symhmm.errors.SymhmmWarning")
