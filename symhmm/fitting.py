@@ -49,9 +49,10 @@ def fit(
 
     Args:
         program: a Pyro program or factor graph with its ``args``, or a `Density` that `compile` made of them.
-        method: ``mle`` (maximum likelihood; every free value is a ``pyro.param``), ``map`` (joint maximum of parameters
-            and latents), ``laplace`` (maximum likelihood with the random effects integrated out, by Laplace's approximation
-            or exactly) or ``svi`` (parameters as points, latents integrated by a variational posterior).
+        method: ``mle`` (maximum likelihood; every free value is a ``pyro.param``), ``em`` (the same by expected complete
+            data), ``map`` (joint maximum of parameters and latents), ``laplace`` (maximum likelihood with the random effects
+            integrated out, by Laplace's approximation or exactly), ``svi`` (parameters as points, latents integrated by a
+            variational posterior) or ``nuts`` (draws from the posterior).
         seed: of everything random; the same seed on the same machine gives the same numbers.
         fix: constrained values to hold, by name.
         options: of the driver, among them ``restarts``, ``progress`` and ``checkpoint``; see `symhmm.infer.mle.run`,

@@ -202,6 +202,95 @@ def test_resume_gives_the_same_numbers(tmp_path, after):
         em.run(density, seed=4, checkpoint=path)
 
 
+@pytest.mark.parametrize("driver", [em, mle])
+def test_likelihood_without_bound_is_no_optimum(driver):
+    # One observation far out, on which a component with a spread of its own collapses.
+    y = torch.cat([torch.linspace(-1.0, 1.0, 40, dtype=cf.REAL), cf.real([9.0])])
+    start = {"loc": cf.real([0.0, 9.0]), "scale": cf.real([0.5, 0.1])}
+    estimate = driver.run(compile(lumps, y), start=start, restarts=1, jitter=0.0)
+    assert not estimate.status.ok
+    assert "scale[1]" in repr(estimate.status)
+    if driver is em:
+        assert "rises without end as scale[1] goes to zero" in estimate.status.reason
+        assert len(estimate.trace) < 50
+
+
+def test_an_optimum_is_preferred_to_a_higher_singularity():
+    density = compile(lumps, torch.cat([touching(), cf.real([30.0])]))
+    goal = em.target(density, {}, "em")
+
+    proper = em.run(
+        density, start={"loc": cf.real([0.0, 30.0]), "scale": cf.real([2.0, 3.0])}, restarts=1, max_iterations=1
+    )
+    optimum = em.Ascent(proper.vector.numpy(), proper.objective, np.zeros(5), 0.0, True, [proper.objective])
+    scale = torch.stack([proper.values["scale"][0], cf.real(1e-60)])
+    x = density.pack(
+        {**proper.values, "loc": torch.stack([proper.values["loc"][0], cf.real(30.0)]), "scale": scale}
+    ).numpy()
+    singular = em.Ascent(x, *goal.evaluate(x), 0.0, True)
+    assert singular.value > optimum.value
+    best = em.assemble(goal, "em", [singular, optimum], 2, 10, False, 0.0)
+    assert best.objective == optimum.value
+    only = em.assemble(goal, "em", [singular], 1, 10, False, 0.0)
+    assert "rises without end as scale[1] goes to zero" in only.status.reason
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("driver", [em, mle])
+@pytest.mark.parametrize("after", [1, 7, 30])
+def test_killed_at_any_point_and_resumed(tmp_path, monkeypatch, driver, after):
+    monkeypatch.setattr("symhmm.infer.checkpoint.EVERY", 0.0)
+    density, path, seen = compile(lumps, touching()), tmp_path / "fit.npz", []
+
+    def kill(progress):
+        seen.append(progress)
+        if len(seen) == after:
+            raise Killed
+
+    whole = driver.run(density, seed=1)
+    with pytest.raises(Killed):
+        driver.run(density, seed=1, checkpoint=path, progress=kill)
+    resumed = driver.run(density, seed=1, checkpoint=path)
+    assert torch.equal(resumed.vector, whole.vector)
+    assert torch.equal(resumed.trace, whole.trace)
+    assert resumed.optima == whole.optima
+    assert resumed.n_evaluations == whole.n_evaluations
+
+
+def test_ctrl_c_inside_an_m_step_is_not_lost(monkeypatch):
+    def model(y):
+        p = pyro.param("p", lambda: torch.zeros(50, dtype=cf.REAL))
+        with pyro.plate("n", len(y)):
+            z = pyro.sample("z", dist.Categorical(cf.real([0.5, 0.5])))
+            pyro.sample("y", dist.Normal(p.sin().sum() * z, 1.0), obs=y)
+
+    density = compile(model, cf.two_lumps())
+    inside = em.Expectation.evaluate
+
+    def stopped(self, free, held):
+        assert len(free) == 50  # a block too large for a curvature
+        inside(self, free, held)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(em.Expectation, "evaluate", stopped)
+    assert "Ctrl-C" in em.run(density, restarts=1).status.reason
+
+
+def test_a_block_too_large_for_a_curvature_is_left_to_lbfgs():
+    def model(y):
+        p = pyro.param("p", lambda: torch.linspace(-0.1, 0.1, 50, dtype=cf.REAL))
+        with pyro.plate("n", len(y)):
+            z = pyro.sample("z", dist.Categorical(cf.real([0.5, 0.5])))
+            pyro.sample("y", dist.Normal(p.sin().sum() + 5.0 * z, 1.0), obs=y)
+
+    found, wanted = (driver.run(compile(model, cf.two_lumps()), restarts=1) for driver in (em, mle))
+    assert found.status.ok
+    assert found.objective == pytest.approx(wanted.objective, abs=1e-3)
+
+
 def test_same_seed_same_numbers():
     density = compile(lumps, cf.two_lumps())
     first, second = (em.run(density, seed=5) for _ in range(2))

@@ -11,8 +11,9 @@ import torch
 
 from symhmm.compiler.density import Density
 from symhmm.infer.checkpoint import Checkpoint, fingerprint, restored_ascents, saved_ascents
-from symhmm.infer.closed_forms import Forms
+from symhmm.infer.closed_forms import Forms, Index
 from symhmm.infer.expectation import Expectation, expectation
+from symhmm.infer.information import endless
 from symhmm.infer.lbfgs import Ascent, ascend
 from symhmm.infer.mle import assemble, check
 from symhmm.infer.pooled import starts
@@ -21,6 +22,8 @@ from symhmm.infer.restrict import Order, Tie
 from symhmm.infer.target import Array, Target, target
 from symhmm.tables.results import Estimate
 
+STRETCH, FARTHEST = 4.0, 1e3  # by which a longer step grows, and how long it may become
+NOTHING = 1e-20  # a scale that has collapsed
 STEPS = 20  # evaluations of the expected log-density that L-BFGS may use in one M-step
 
 
@@ -33,6 +36,7 @@ class Climb:
         u: shape (n,), coordinates.
         points, moves: shape (k, n), the last points and the M-steps taken from them, for extrapolation.
         trace: log-density at each iteration, nats.
+        stretch: factor by which the next M-step is lengthened where extrapolation points downhill.
         gain: nats that another step promises.
         done: nothing more to do; ``converged`` if the criterion was met.
     """
@@ -41,6 +45,7 @@ class Climb:
     points: Array
     moves: Array
     trace: tuple[float, ...] = ()
+    stretch: float = 1.0
     gain: float = np.inf
     done: bool = False
     converged: bool = False
@@ -190,13 +195,15 @@ def _iterate(goal: Target, forms: Forms, climb: Climb, options: Options) -> tupl
     if not (np.isfinite(here.value) and np.isfinite(here.gradient).all()):
         return replace(climb, at=here, trace=trace, done=True), used
     u, slope = climb.u, here.gradient
+    if endless(goal, u, slope, NOTHING):
+        return replace(climb, at=here, trace=trace, done=True), used
     aim, size = forms.update(u, slope, here.curvature(forms.directions()))
     if len(forms.rest):
-        aim[forms.rest] = ascend(here.evaluate(forms.rest, aim), u[forms.rest], max_evaluations=STEPS).x
+        aim[forms.rest] = _climbed(here, forms.rest, aim)
     move = aim - u
     points = np.concatenate([climb.points, u[None]])[-options.memory - 1 :]
     moves = np.concatenate([climb.moves, move[None]])[-options.memory - 1 :]
-    leap = _extrapolated(points, moves, np.sqrt(size))
+    leap = _extrapolated(points, moves, np.sqrt(np.abs(size)))
     gain = 0.5 * max(float(slope @ move), 0.0 if leap is None else float(slope @ leap), 0.0)
     known = leap is not None or not options.memory or not move.any()
     # Rounding of the log-density bounds what any criterion can see.
@@ -204,18 +211,30 @@ def _iterate(goal: Target, forms: Forms, climb: Climb, options: Options) -> tupl
     kept = replace(climb, at=here, points=points, moves=moves, trace=trace, gain=gain)
     if (known and gain <= max(options.tolerance, rounding)) or len(trace) > options.max_iterations:
         return replace(kept, done=True, converged=gain <= max(options.tolerance, rounding)), used
-    for tried in ([] if leap is None else [u + leap]) + [aim]:
+    # Where the log-density curves upwards, extrapolation leads back to where it is flat; longer steps lead on.
+    uphill = leap is not None and float(slope @ leap) > 0
+    longer = options.memory > 0 and leap is not None and not uphill
+    jump = [u + leap] if leap is not None and uphill else [u + STRETCH * climb.stretch * move] if longer else []
+    for tried in [*jump, aim]:
         there = at(tried)
         if there.value >= here.value - rounding and np.isfinite(there.gradient).all():
-            return replace(kept, at=there, u=tried, trace=(*trace, there.value)), used
+            stretch = min(STRETCH * climb.stretch, FARTHEST) if longer and tried is not aim else 1.0
+            return replace(kept, at=there, u=tried, trace=(*trace, there.value), stretch=stretch), used
         # What is not true of the last steps is forgotten.
         kept = replace(kept, points=points[-1:], moves=moves[-1:])
-    every = np.arange(u.size)
-    tried = ascend(here.evaluate(every, u), u, max_evaluations=STEPS).x
+    tried = _climbed(here, np.arange(u.size), u)
     there = at(tried)
     if there.value > here.value + rounding:
         return replace(kept, at=there, u=tried, points=points[:0], moves=moves[:0], trace=(*trace, there.value)), used
     return replace(kept, done=True, converged=gain <= max(options.tolerance, rounding)), used
+
+
+def _climbed(at: Expectation, free: Index, held: Array) -> Array:
+    """A few steps of L-BFGS on the expected log-density over the coordinates ``free``, the others at those of ``held``."""
+    found = ascend(at.evaluate(free, held), at.u[free], max_evaluations=STEPS)
+    if found.interrupted:
+        raise KeyboardInterrupt
+    return found.x
 
 
 def _extrapolated(points: Array, moves: Array, weight: Array) -> Array | None:
@@ -244,7 +263,7 @@ def _ascent(climb: Climb) -> Ascent:
 
 def _saved(state: State) -> dict[str, Any]:
     c = state.climb
-    now = {"u": c.u, "points": c.points, "moves": c.moves, "climbed": np.array(c.trace)}
+    now = {"u": c.u, "points": c.points, "moves": c.moves, "climbed": np.array(c.trace), "stretch": np.array(c.stretch)}
     out = saved_ascents(state.starts, state.ascents, state.evaluations)
     return out | ({} if len(state.ascents) == len(state.starts) else now)
 
@@ -255,7 +274,9 @@ def _restored(state: State, arrays: dict[str, Any] | None) -> State | None:
     ascents = restored_ascents(arrays)
     climb = state.climb
     if "u" in arrays:
-        climb = Climb(arrays["u"], arrays["points"], arrays["moves"], tuple(arrays["climbed"].tolist()))
+        climb = Climb(
+            arrays["u"], arrays["points"], arrays["moves"], tuple(arrays["climbed"].tolist()), float(arrays["stretch"])
+        )
     evaluations = int(arrays["evaluations"])
     # The E-step at the point is made again.
     evaluations -= int(len(climb.trace) > 0 and "u" in arrays)

@@ -11,10 +11,11 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from symhmm.compiler.density import Density
-from symhmm.infer.target import Target
+from symhmm.infer.target import Array, Target
 from symhmm.tables.results import label
 
 FLAT = 1e-6  # eigenvalue of the scaled information, relative to the largest, below which a direction counts as flat
+RISING = 0.1  # nats that a scale under the edge gains when it falls to a third: less than one observation's worth
 Z95 = 1.959963984540054
 EDGE = 1e-4  # distance from zero (or a probability from one) that counts as lying at the edge of the support
 
@@ -111,6 +112,24 @@ def at_edge(goal: Target, vector: Tensor) -> tuple[str, ...]:
         near = (value < EDGE) | (value > 1 - EDGE) if kind == "probability" else value < EDGE
         names = label(e.name, e.shape)
         found += [f"{names[i]} = {value[i].item():.2g}" for i in near.nonzero()[:, 0].tolist()]
+    return tuple(found)
+
+
+def endless(goal: Target, x: Array, gradient: Array, below: float = EDGE**2) -> tuple[str, ...]:
+    """Positive elements under ``below`` towards whose zero the log-density still rises, as it does when a state collapses onto
+    observations that are all alike. At a variance that is zero in earnest, nothing rises any more.
+
+    Args:
+        x, gradient: shape (n,), the driver's coordinates and the gradient there.
+    """
+    vector = goal.embed(torch.from_numpy(x).to(goal.start.dtype))
+    rising = {i for i, g in zip(goal.moved.tolist(), gradient.tolist(), strict=True) if g < -RISING}
+    found = []
+    for e in goal.entries:
+        if support(e.constraint) == "positive" and e.free_shape == e.shape:
+            value = e.transform(vector[e.start : e.stop].reshape(e.free_shape)).reshape(-1).tolist()
+            names = label(e.name, e.shape)
+            found += [names[k] for k, v in enumerate(value) if v < below and e.start + k in rising]
     return tuple(found)
 
 

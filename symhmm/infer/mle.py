@@ -12,6 +12,7 @@ import torch
 from symhmm.compiler.density import Density
 from symhmm.errors import FitError
 from symhmm.infer.checkpoint import Checkpoint, fingerprint, restored_ascents, saved_ascents
+from symhmm.infer.information import endless
 from symhmm.infer.lbfgs import Ascent, ascend
 from symhmm.infer.pooled import starts
 from symhmm.infer.progress import Listener, Reporter
@@ -205,7 +206,8 @@ def assemble(
 ) -> Estimate:
     """The best of several climbs as an estimate; ``allowed`` is the most that each was allowed to take."""
     ascents = ascents or (Ascent(goal.x, -np.inf, np.zeros(goal.size)),)
-    best = max(ascents, key=lambda a: a.value)
+    # A likelihood without bound is no optimum, however high: it loses to every start that ended elsewhere.
+    best = max(ascents, key=lambda a: (not endless(goal, a.x, a.gradient), a.value))
     vector = goal.embed(torch.from_numpy(best.x).to(goal.start.dtype))
     with torch.no_grad():
         values = {n: v.detach() for n, v in goal.values(vector).items()}

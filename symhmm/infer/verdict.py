@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from symhmm.infer.information import at_edge
+from symhmm.infer.information import at_edge, endless
 from symhmm.infer.lbfgs import Ascent
 from symhmm.infer.objective import AnyGuide
 from symhmm.infer.occupied import unused_states
@@ -39,6 +39,11 @@ def of_ascent(
     edges = at_edge(goal, vector)
     joint = any(e.plates for e in goal.entries) and any(e.is_param for e in goal.entries)
     remarks = (*((JOINT,) if joint else ()), *unused_states(goal.density, values))
+    if lost := endless(goal, best.x, best.gradient):
+        collapsed = f"the log-density rises without end as {', '.join(lost)} goes to zero"
+        alone = () if joint else ("a state has collapsed onto observations that are all alike",)
+        try_ = "method='laplace'" if joint else f"a prior or a lower bound for {lost[0]}, or more restarts="
+        return Status(False, collapsed, (*alone, *remarks), try_)
     measured = f"largest gradient {np.abs(best.gradient).max():.2g}, next step gains {best.gain:.2g} nats"
     if not best.converged:
         causes = (measured, *(f"at the edge: {e}" for e in edges), *remarks)
