@@ -16,8 +16,8 @@ FLOORS: list[dict[str, str]] = [
     {"": "semiring graph", "distributions": "special chain circular positive unit counts atoms vectors"},
     {
         "chains": "layout reference jit careful joins simd transpose lane_steps lanes_forward lanes_backward passes sizes threads"
-        " places prepared cpu segments best_path cpu_best cuda_steps cuda registered operator best_lanes path_steps paths"
-        " ranked_steps ranked"
+        " places prepared cpu segments stages stage_steps staged best_path cpu_best cuda_steps cuda registered operator"
+        " best_lanes path_steps paths ranked_steps ranked"
         " filter_steps filters"
     },
     {
@@ -75,6 +75,7 @@ LATE = {
     "symhmm.chains.paths",
     "symhmm.chains.ranked",
     "symhmm.chains.segments",
+    "symhmm.chains.staged",
     "triton",
     "xarray",
 }

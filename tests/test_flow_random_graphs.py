@@ -36,14 +36,14 @@ def compare(graph: FactorGraph, semiring: Semiring, strategy: str) -> None:
             assert_close(mine, theirs, **EXACT, msg=lambda text, factor=factor: f"gradient of {factor.name}: {text}")
 
 
-@pytest.mark.parametrize("strategy", ["kernel", "segments", "sequential", "scan"])
+@pytest.mark.parametrize("strategy", ["kernel", "stages", "segments", "sequential", "scan"])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(graph=random_graphs())
 def test_log_equals_brute_force(graph: FactorGraph, strategy: str) -> None:
     compare(graph, LOG, strategy)
 
 
-@pytest.mark.parametrize("strategy", ["kernel", "segments", "sequential", "scan"])
+@pytest.mark.parametrize("strategy", ["kernel", "stages", "segments", "sequential", "scan"])
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(graph=random_graphs())
 def test_max_equals_brute_force(graph: FactorGraph, strategy: str) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from symhmm.chains import reference
 from symhmm.chains.layout import common_batch
-from symhmm.chains.registered import best, chain, chain_in_segments
+from symhmm.chains.registered import best, chain, chain_in_segments, chain_in_stages
+from symhmm.chains.stages import Stages, dense
 from symhmm.errors import ShapeError, SymhmmError
 from symhmm.semiring import LOG, MAX, Semiring
 
@@ -81,6 +82,34 @@ def chain_message(
         strategy = "scan" if transition.shape[-2] <= 16 else "sequential"
     contract = reference.sequential if strategy == "sequential" else reference.scan
     return contract(transition, emission, terminal, length, history, semiring)
+
+
+def staged_message(factors: Sequence[Tensor], emission: Tensor | None, length: int, stages: Stages) -> Tensor:
+    """The message of several chains whose transitions are factors of their own, over their joint state before the first step.
+
+    Args:
+        factors: of each stage (*batch, n or 1, entries), nats; sizes of 1 broadcast.
+        emission: shape (*batch, n or 1, S), nats, on the joint state after a step.
+        length: n.
+        stages: in which order they are multiplied and summed out.
+
+    Returns:
+        shape (*batch, S), nats.
+
+    >>> from symhmm.chains.stages import arranged
+    >>> some, _ = arranged((2, 2), [(0, 2), (1, 3)])
+    >>> staged_message([torch.zeros(1, 4), torch.zeros(1, 4)], None, 3, some).exp()     # (2 x 2)**3 paths
+    tensor([64., 64., 64., 64.])
+    """
+    lead = torch.broadcast_shapes(*(x.shape[:-1] for x in factors))
+    transition = torch.cat([x.expand(*lead, x.shape[-1]) for x in factors], -1)
+    if emission is None:
+        emission = transition.new_zeros(*(1 for _ in lead), stages.states)
+    terminal = transition.new_zeros(*(1 for _ in lead[:-1]), stages.states)
+    if transition.device.type == "cpu" and transition.dtype in (torch.float32, torch.float64):
+        message: Tensor = chain_in_stages(transition, emission, terminal, length, stages.encoded())[0]
+        return message
+    return chain_message(dense(transition, stages), emission, terminal, length=length)
 
 
 def _kernel(transition: Tensor, history: int, semiring: Semiring) -> Callable[..., tuple[Tensor, ...]] | None:

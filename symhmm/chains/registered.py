@@ -61,6 +61,33 @@ def chain_in_segments_backward(
     return cpu.backward(weight, transition, emission, terminal, ends, length, segments)
 
 
+@torch.library.custom_op("symhmm::chain_in_stages", mutates_args=(), device_types="cpu")
+def chain_in_stages(
+    transition: Tensor, emission: Tensor, terminal: Tensor, length: int, stages: list[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The message of several chains that move one at a time, and what the gradient needs; see `symhmm.chains.staged`."""
+    from symhmm.chains import staged
+
+    return staged.forward(transition, emission, terminal, length, stages)
+
+
+@torch.library.custom_op("symhmm::chain_in_stages_backward", mutates_args=(), device_types="cpu")
+def chain_in_stages_backward(
+    weight: Tensor,
+    transition: Tensor,
+    emission: Tensor,
+    terminal: Tensor,
+    messages: Tensor,
+    scales: Tensor,
+    length: int,
+    stages: list[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of ``(weight * message).sum()`` in the shapes of transition, emission and terminal."""
+    from symhmm.chains import staged
+
+    return staged.backward(weight, transition, emission, terminal, messages, scales, length, stages)
+
+
 @torch.library.custom_op("symhmm::best", mutates_args=(), device_types="cpu")
 def best(transition: Tensor, emission: Tensor, terminal: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """The message in the max semiring, and the best next state (*batch, n, S) at every step, -1 where there is none."""
@@ -110,6 +137,14 @@ def _(transition: Tensor, emission: Tensor, terminal: Tensor, length: int) -> tu
 def _(transition: Tensor, emission: Tensor, terminal: Tensor, length: int, segments: int) -> tuple[Tensor, ...]:
     batch, states = common_batch(transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1]), transition.shape[-2]
     return transition.new_empty([*batch, states]), transition.new_empty([*batch, segments, states])
+
+
+@chain_in_stages.register_fake
+def _(transition: Tensor, emission: Tensor, terminal: Tensor, length: int, stages: list[int]) -> tuple[Tensor, ...]:
+    batch = common_batch(transition.shape[:-2], emission.shape[:-2], terminal.shape[:-1])
+    layout = layout_of(batch, length, emission.shape[-1], transition.dtype, blocks=1)
+    message = transition.new_empty([*batch, layout.states])
+    return message, layout.messages(transition), layout.scales(transition)
 
 
 @best.register_fake
@@ -173,4 +208,5 @@ def _register(forward: Any, backward: Any, outputs: int) -> None:
 
 _register(chain, chain_backward, outputs=4)
 _register(chain_in_segments, chain_in_segments_backward, outputs=2)
+_register(chain_in_stages, chain_in_stages_backward, outputs=3)
 _register(best, best_backward, outputs=2)

@@ -6,7 +6,7 @@ import torch
 from funsor.tensor import Tensor as Term
 from torch import Tensor
 
-from symhmm.chains.operator import chain_message
+from symhmm.chains.operator import chain_message, staged_message
 from symhmm.compiler.plan import ChainContract, Contract, Plan, PlateProduct
 from symhmm.errors import GraphError
 from symhmm.graph import FactorGraph
@@ -122,13 +122,24 @@ def _chain(parts: dict[int, Named], step: ChainContract, semiring: Semiring) -> 
         leading = list(data.shape[: len(frame)])
         return data.expand([*leading, *sizes]).reshape([*leading, *last])
 
-    transition = flat(
-        step.transition, [*before, *step.current], states * (step.history + 1), [all_steps, one_step]
-    )  # (*batch, n or 1, S, K)
     emission = flat(step.emission, list(step.current), states, [one_step]) if step.emission else None
-    message = chain_message(
-        transition, emission, length=step.length, history=step.history, semiring=semiring, strategy=step.strategy
-    )
+    if step.stages and semiring == LOG:
+        names = [*before, *step.current]
+        factors = []
+        for stage, group in zip(step.stages.stages, step.groups, strict=True):
+            sizes = [step.stages.size(v) for v in stage.factor]
+            if group:
+                factors.append(flat(group, [names[v] for v in stage.factor], sizes, [_volume(sizes)]))
+            else:  # a chain that neither its past nor another chain moves: its terms are among the emissions
+                factors.append(parts[step.transition[0]].data.new_zeros([*(1 for _ in frame), _volume(sizes)]))
+        message = staged_message(factors, emission, step.length, step.stages)
+    else:
+        transition = flat(
+            step.transition, [*before, *step.current], states * (step.history + 1), [all_steps, one_step]
+        )  # (*batch, n or 1, S, K)
+        message = chain_message(
+            transition, emission, length=step.length, history=step.history, semiring=semiring, strategy=step.jointly
+        )
     initial = [n for names in step.initial for n in names]
     batch = [size[n] for n in step.batch]
     return Named(message.reshape([*batch, *(result_sizes[n] for n in initial)]), [*step.batch, *initial])

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from typing import TypeVar
 
+from symhmm.chains.stages import Stages, arranged
 from symhmm.compiler.order import pairwise_order
 from symhmm.compiler.steps import ChainContract, Contract, Operand, Plan, PlateProduct, Step, eliminated, in_bytes
 from symhmm.errors import GraphError, IntractableError
@@ -12,7 +13,8 @@ from symhmm.graph import Chain, FactorGraph
 MEMORY_LIMIT = 8 * 2**30
 T = TypeVar("T")
 
-STRATEGIES = ("auto", "kernel", "segments", "sequential", "scan")
+STRATEGIES = ("auto", "kernel", "stages", "segments", "sequential", "scan")
+STAGED = 4.5  # products of one dense matrix that take as long as one product of chains that move one at a time
 KEPT = 2**30  # bytes of messages above which a chain makes them again in its gradient, instead of keeping all
 
 
@@ -31,8 +33,8 @@ def plan(
 
     Args:
         keep: plates that stay in the result (one term per member); empty for the total.
-        strategy: how chains are contracted: ``auto``, ``kernel``, ``segments``, ``sequential`` or ``scan``; see
-            `symhmm.chains.operator.chain_message`.
+        strategy: how chains are contracted: ``auto``, ``kernel``, ``segments``, ``sequential`` or ``scan``, see
+            `symhmm.chains.operator.chain_message`; ``stages`` sums out chains that move together one after the other.
         memory_limit: bytes that the largest step may take.
 
     Raises:
@@ -150,11 +152,27 @@ class _Planner:
         varying = any(chain.axis in o.inputs for o in transition)
         own_rows = prod(outside[k] for k in {k for o in transition for k in o.inputs if k in outside})
         # Stored between the value and the gradient: messages per row, step and state, and the transition factor itself.
-        strategy, why, kept = choose_strategy(self.strategy, rows, chain.length, states, lag)
-        elements = kept + own_rows * (chain.length if varying else 1) * states ** (lag + 1)
+        wanted = "auto" if self.strategy == "stages" else self.strategy
+        strategy, why, kept = choose_strategy(wanted, rows, chain.length, states, lag)
+        cost = states ** (lag + 1)
+        stages: Stages | None = None
+        groups: tuple[tuple[int, ...], ...] = ()
+        if lag == 1 and len(current) > 1 and strategy == "kernel" and self.strategy != "kernel":
+            numbers = {n: i for i, n in enumerate((*previous[0], *current))}
+            sizes = [self.sizes[n] for n in current]
+            stages, groups = arranged(sizes, [[numbers[k] for k in o.inputs if k in numbers] for o in transition])
+            if self.strategy == "auto" and stages.cost * STAGED > cost:
+                stages, groups = None, ()
+            else:
+                cost, strategy = stages.cost, "stages"
+                why = (
+                    f"{rows} rows x {chain.length} steps x {len(sizes)} chains, {cost} products a step, not {states**2}"
+                )
+        elements = kept + own_rows * (chain.length if varying else 1) * cost
         step = ChainContract(
             _ids(group), chain.axis, chain.length, lag, initial, previous, current, _ids(transition), _ids(emission),
-            batch, strategy, result, rows * chain.length * states ** (lag + 1), elements, why,
+            batch, strategy, result, rows * chain.length * cost, elements, why, stages,
+            tuple(tuple(transition[k].index for k in g) for g in groups),
         )  # fmt: skip
         self._push(step)
         return result

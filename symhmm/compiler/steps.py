@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
+from symhmm.chains.stages import Stages
+
 
 @dataclass(frozen=True)
 class Operand:
@@ -48,7 +50,8 @@ class ChainContract:
     """Contract the time axis ``axis`` to a message over its initial states.
 
     ``initial[i]``, ``previous[i]`` list the names ``history`` ... 1 steps back (oldest first) and ``current`` the names at
-    the step; the joint state of a step is the product of the chain's variables in this order.
+    the step; the joint state of a step is the product of the chain's variables in this order. With ``stages`` the
+    variables are summed out one after the other, ``groups[k]`` are the transition operands of stage k.
     """
 
     operands: tuple[int, ...]
@@ -66,6 +69,13 @@ class ChainContract:
     flops: int
     elements: int
     why: str
+    stages: Stages | None = None
+    groups: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def jointly(self) -> str:
+        """The strategy for the joint states of all variables."""
+        return "kernel" if self.stages else self.strategy
 
 
 Step = Contract | PlateProduct | ChainContract

@@ -231,7 +231,7 @@ def _cumulated(pair: Pair, axis: str, length: int, scale: float) -> Pair:
 def _whole_chain(terms: Mapping[int, Named], step: ChainContract) -> Named:
     transition, emission = chain_tables(terms, step)
     message = chain_message(
-        transition, emission, length=step.length, history=step.history, strategy=step.strategy
+        transition, emission, length=step.length, history=step.history, strategy=step.jointly
     )  # fmt: skip
     names = [*step.batch, *(n for names in step.initial for n in names)]
     return Named(message.reshape([step.result.inputs[n] for n in names]), names)

@@ -1,0 +1,90 @@
+"""Chains that move one at a time, against the one dense matrix of their joint states."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from symhmm.chains.operator import chain_message
+from symhmm.chains.stages import Stage, Stages, arranged, dense, tables
+
+# Sizes of the chains, and the variables of each transition factor: 0..M-1 before the step, M..2M-1 after it.
+CASES = {
+    "two chains alone": ((2, 3), [(0, 2), (1, 3)]),
+    "three chains alone": ((2, 2, 3), [(0, 3), (1, 4), (2, 5)]),
+    "the second looks at the first, now": ((2, 3), [(0, 2), (1, 2, 3)]),
+    "the second looks at the first, before": ((2, 3), [(0, 2), (0, 1, 3)]),
+    "a ring": ((2, 2, 2), [(0, 1, 3), (1, 2, 4), (2, 0, 5)]),
+    "two factors of one chain": ((2, 2), [(0, 2), (1, 2), (1, 3)]),
+    "a chain that forgets": ((2, 3), [(0, 2), (3,)]),
+    "a factor of earlier states alone": ((2, 2), [(0, 2), (1, 3), (0, 1)]),
+}
+
+
+def case(name, batch, steps, timed, dtype=torch.float64, holes=0.0):
+    sizes, factors = CASES[name]
+    stages, _ = arranged(sizes, factors)
+    generator = torch.Generator().manual_seed(3)
+    t_batch = [1 for _ in batch] if timed == "shared" else batch
+    time = steps if timed == "every step" else 1
+
+    def term(*size):
+        x = torch.randn(*size, dtype=dtype, generator=generator)
+        return x.masked_fill(torch.rand(x.shape, generator=generator) < holes, -torch.inf).requires_grad_()
+
+    transition = term(*t_batch, time, sum(stages.entries))
+    return stages, [transition, term(*batch, steps, stages.states), term(*[1 for _ in batch], stages.states)]
+
+
+@pytest.mark.parametrize("timed", ["shared", "own", "every step"])
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("holes", [0.0, 0.3])
+def test_value_and_gradient_equal_the_dense_matrix(name, timed, holes):
+    stages, inputs = case(name, [9], 11, timed, holes=holes)
+    message = torch.ops.symhmm.chain_in_stages(*inputs, 11, stages.encoded())[0]
+    wanted = chain_message(dense(inputs[0], stages), *inputs[1:], length=11, strategy="sequential")
+    assert_close(message, wanted, rtol=1e-10, atol=1e-10)
+    weight = torch.linspace(-1, 2, message.numel(), dtype=message.dtype).reshape(message.shape)
+    found = []
+    for x in (message, wanted):
+        loss = (torch.where(x.isfinite(), x, 0) * weight).sum()
+        found.append(torch.autograd.grad(loss, inputs, allow_unused=True, materialize_grads=True))
+    for a, b in zip(*found, strict=True):
+        assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_what_single_precision_loses_is_made_densely():
+    stages, inputs = case("two chains alone", [3], 200, "shared", torch.float32)
+    with torch.no_grad():
+        inputs[1][1] *= 200
+    message = torch.ops.symhmm.chain_in_stages(*inputs, 200, stages.encoded())[0]
+    wanted = chain_message(dense(inputs[0], stages), *inputs[1:], length=200)
+    assert_close(message, wanted)
+    found = [torch.autograd.grad(x.sum(), inputs) for x in (message, wanted)]
+    for a, b in zip(*found, strict=True):
+        assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_members_of_a_vmap_are_members_of_the_batch():
+    stages, inputs = case("a ring", [2], 5, "shared")
+    many = [torch.stack([x.detach(), x.detach() + 1]) for x in inputs]
+
+    def one(*terms):
+        return torch.ops.symhmm.chain_in_stages(*terms, 5, stages.encoded())[0]
+
+    assert_close(torch.func.vmap(one)(*many), torch.stack([one(*(x[k] for x in many)) for k in range(2)]))
+
+
+def test_the_cheapest_order_costs_what_it_should():
+    stages, groups = arranged((4, 4, 4), CASES["three chains alone"][1])
+    assert stages.cost == 3 * 4**4 and groups == ((0,), (1,), (2,))
+    # What the second chain reads of the first after the step is summed out before the first.
+    stages, _ = arranged((2, 3), CASES["the second looks at the first, now"][1])
+    assert [s.out for s in stages.stages] == [3, 2]
+    assert Stages.decoded(stages.encoded()) == stages
+
+
+def test_tables_point_at_every_product_once():
+    stages = Stages((2, 3), (Stage(2, (0, 2)), Stage(3, (1, 3))))
+    found = tables(stages)
+    assert found.shape.tolist() == [[6, 2, 0], [6, 3, 12]]
+    assert sorted(set(found.factor.tolist())) == list(range(4 + 9))
