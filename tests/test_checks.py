@@ -80,3 +80,8 @@ def test_several_values_share_the_draws(density):
 def test_a_statistic_whose_size_depends_on_the_data_is_refused(density):
     with pytest.raises(DataError, match="has shape"):
         check(density, [density.initial()], lambda x: x["c_{time}"][x["c_{time}"] == 2], 5)
+
+
+def test_a_site_that_is_not_there_is_named(density):
+    with pytest.raises(DataError, match=r"no observed site 'w'"):
+        check(density, [density.initial()], lambda data: data["w"].nanmean(), 2)

@@ -87,7 +87,7 @@ def check(
     """
     functions = statistic if isinstance(statistic, Mapping) else {"statistic": statistic}
     real = {n: x.values for n, x in data(density, values[0]).items()}
-    wanted = {n: _number(f(real)) for n, f in functions.items()}
+    wanted = {n: _number(f(_DataSet(real))) for n, f in functions.items()}
     hidden = {n: x.isnan() for n, x in real.items()}
     found: dict[str, list[Tensor]] = {n: [] for n in functions}
     each = -(-draws // len(values))
@@ -96,7 +96,7 @@ def check(
         sets = {n: series(n, made, density).values for n in observed_sites(density)}
         sets = {n: x.to(real[n].dtype).masked_fill(hidden[n], torch.nan) for n, x in sets.items()}
         for k in range(each):
-            one = {n: x[k] for n, x in sets.items()}
+            one = _DataSet({n: x[k] for n, x in sets.items()})
             for name, f in functions.items():
                 found[name].append(_number(f(one)))
     for name, rows in found.items():
@@ -107,6 +107,13 @@ def check(
                 suggestion="a number, or a tensor whose size does not depend on the data",
             )
     return Check(wanted, {n: torch.stack(rows)[:draws] for n, rows in found.items()})
+
+
+class _DataSet(dict[str, Tensor]):
+    """Observed sites by name, that says what there is when asked for another."""
+
+    def __missing__(self, site: str) -> Tensor:
+        raise DataError(f"the data have no observed site {site!r}.", details=[f"there are: {', '.join(self)}"])
 
 
 def _number(x: Tensor | float) -> Tensor:
