@@ -76,7 +76,7 @@ def random_effects(fit: Fitted, plate: str | None = None) -> Table:
         numbers: list[tuple[float, ...]]
         if e.name in fit.estimate.fixed or posterior is None:
             numbers = [(v, nan, nan, nan) for v in fit.estimate.values[e.name].reshape(-1).tolist()]
-        elif e.constraint is constraints.real and fit.estimate.integrated:
+        elif _is_real(e.constraint) and fit.estimate.integrated:
             # Normal around the mode, so that nothing needs to be drawn.
             at = zip(posterior.vector[e.start : e.stop].tolist(), posterior.sd[e.start : e.stop].tolist(), strict=True)
             numbers = [(v, s, *interval(v, s, e.constraint)) for v, s in at]
@@ -111,6 +111,13 @@ def _effects(fit: Fitted, plate: str | None) -> list[Entry]:
             suggestion="a continuous pyro.sample inside a pyro.plate is one",
         )
     return entries
+
+
+def _is_real(constraint: constraints.Constraint) -> bool:
+    """Whether any numbers may stand in each place, so that coordinates are values."""
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    return constraint is constraints.real
 
 
 def _describe(draws: Tensor) -> list[tuple[float, ...]]:

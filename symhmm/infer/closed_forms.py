@@ -162,6 +162,8 @@ def _recognised(index: Index, u: Array, h: Array, moved: list[Array], behind: Ar
     if all(_alike(x, h) for x in moved):
         return Block(index, "quadratic")
     for s in range(len(index)):
+        if moved[s][s, s] >= 0:
+            continue  # a curvature that changes its sign is no multiple of what it was
         # Moving the scale multiplies all curvatures alike; moving a location changes nothing among the locations.
         power = float(np.log(moved[s][s, s] / h[s, s])) / STEP
         others = [k for k in range(len(index)) if k != s]

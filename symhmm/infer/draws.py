@@ -18,7 +18,7 @@ from symhmm.infer.target import Array
 from symhmm.posterior.align import aligned, symmetry
 from symhmm.tables.results import Normal, Status, Table, label
 
-AGREED = 1.015  # R-hat up to which chains agree: 1.01 in the digits of Vehtari et al. (2021)
+AGREED = 1.01  # R-hat up to which chains agree (Vehtari et al. 2021)
 ENOUGH = 100  # effective draws per chain
 SHAKY = 0.01  # share of trajectories that may diverge before the draws are not to be trusted
 LOW_ENERGY = 0.3  # Bayesian fraction of missing information (Betancourt 2016)

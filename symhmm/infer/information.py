@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import exp, log, prod
+from math import exp, log, nan, prod
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from symhmm.tables.results import label
 FLAT = 1e-6  # eigenvalue of the scaled information, relative to the largest, below which a direction counts as flat
 RISING = 0.1  # nats that a scale under the edge gains when it falls to a third: less than one observation's worth
 Z95 = 1.959963984540054
+AT_ZERO = 20.0  # reach on the log scale, e^20 times as much or as little, beyond which an interval says nothing
 EDGE = 1e-4  # distance from zero (or a probability from one) that counts as lying at the edge of the support
 
 
@@ -136,13 +137,17 @@ def endless(goal: Target, x: Array, gradient: Array, below: float = EDGE**2) -> 
 def interval(value: float, se: float, constraint: Constraint) -> tuple[float, float]:
     """95 percent interval that stays inside the support: on the log scale for positive values, logit for probabilities.
 
+    A positive value whose error is many times itself lies at zero: nothing bounds it from above but its profile.
+
     >>> interval(0.5, 0.1, constraints.unit_interval)
     (0.31..., 0.68...)
+    >>> interval(1e-6, 0.1, constraints.positive)
+    (0.0, nan)
     """
     kind = support(constraint)
     if kind == "positive" and value > 0:
-        factor = exp(min(Z95 * se / value, 700.0))
-        return value / factor, value * factor
+        reach = Z95 * se / value
+        return (0.0, nan) if reach > AT_ZERO else (value * exp(-reach), value * exp(reach))
     if kind == "probability" and 0 < value < 1:
         middle, reach = log(value / (1 - value)), min(Z95 * se / (value * (1 - value)), 600.0)
         return 1 / (1 + exp(reach - middle)), 1 / (1 + exp(-reach - middle))

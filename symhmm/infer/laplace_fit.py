@@ -31,7 +31,7 @@ from symhmm.tables.results import (
     Status,
 )
 
-WARM = "maxima without random effects, from which the best is continued"
+WARM = "joint maxima with the random effects held alike, from the best of which the fit starts"
 ROUNDS = 8  # times that nodes are moved to the modes at the new maximum
 STILL = 1e-3  # nats that a round must gain for another one
 
