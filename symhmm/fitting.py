@@ -3,7 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import log
 from pathlib import Path
@@ -22,6 +22,7 @@ from symhmm.infer.laplace import laplace
 from symhmm.infer.profile import Profile, profile
 from symhmm.infer.target import Target, target
 from symhmm.questions import Questions
+from symhmm.reorder import called, ordered
 from symhmm.summary import Summary, criterion, summary
 from symhmm.tables.results import Estimate, Optima, Status, Table
 
@@ -91,10 +92,15 @@ def fit(
 
 @dataclass(frozen=True, eq=False)
 class Fit(Questions):
-    """An estimate with its density."""
+    """An estimate with its density.
+
+    Args:
+        state_names: of the states of discrete latents, by site; see `with_states`.
+    """
 
     estimate: Estimate
     density: Density
+    state_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict, kw_only=True)
 
     @property
     def values(self) -> Mapping[str, Tensor]:
@@ -306,6 +312,37 @@ class Fit(Questions):
         density = self.density.bind(*args, **kwargs)
         density.layout.check(self.values)
         return replace(self, density=density)
+
+    def ordered(self, by: str, site: str | None = None) -> "Fit":
+        """The same fit with its states numbered by increasing values of ``by``; everything asked of it afterwards follows.
+
+        Estimate, posterior and names move, see `symhmm.reorder.ordered`, which says what it raises.
+        """
+        found = self.symmetry(site)
+        order = found.by(self.values, by).argsort(stable=True)
+        names = {n: tuple(x[k] for k in order.tolist()) if n == found.site else x for n, x in self.state_names.items()}
+        return replace(self, estimate=ordered(self.estimate, self.density, found, order), state_names=names)
+
+    def with_states(self, *names: str, site: str | None = None) -> "Fit":
+        """The same fit whose answers call states by name, in the order of their numbers: ``with_states("rest", "travel")``.
+
+        Args:
+            site: the discrete latent, ``"z_{time}"``; the one with a time loop, or the only one, if None.
+
+        Raises:
+            GraphError: there is no such latent, or there are several.
+            FitError: not as many different names as states.
+        """
+        return replace(self, state_names={**self.state_names, **called(self.density, names, site)})
+
+    @property
+    def states(self) -> tuple[Any, ...]:
+        """Names of the states of the one discrete latent that has names; empty where none or several have."""
+        return next(iter(self.state_names.values())) if len(self.state_names) == 1 else ()
+
+    def states_of(self, site: str) -> tuple[Any, ...]:
+        """Names of the states of a discrete latent, empty where it has none."""
+        return self.state_names.get(site, ()) if self.state_names else self.states
 
     def save(self, folder: str | Path) -> None:
         """Write the fit into a folder, for `load`; see `symhmm.saved`. Programs and data are not part of it."""

@@ -65,6 +65,10 @@ class Questions(ABC):
         """Names of the states, where they have any."""
         return ()
 
+    def states_of(self, site: str) -> tuple[Any, ...]:
+        """Names of the states of a discrete latent, where they have any."""
+        return self.states
+
     def smooth(self, sites: Sites = None, *, draws: int = 0) -> Answers:
         """Probabilities of states given all data, see `symhmm.posterior.marginals.smooth`."""
         return self._averaged(lambda v: marginals.smooth(self.density, v, sites), draws)
@@ -262,7 +266,7 @@ class Questions(ABC):
     def _named(self, answers: Answers, steps: bool = True) -> Answers:
         """With the names of the data; ``steps`` of a forecast are after the data, and have no times there."""
         plates, axes = self._frames()
-        return named_all(answers, self.data, plates, axes if steps else (), self.states)
+        return named_all(answers, self.data, plates, axes if steps else (), self.states_of)
 
     def _frames(self) -> tuple[dict[str, int | None], tuple[str, ...]]:
         graph = self.density.graph

@@ -37,7 +37,7 @@ FLOORS: list[dict[str, str]] = [
         " moving sampler draws pilot nuts"
     },
     {"simulators": "holes chains groups"},
-    {"": "datasets questions effects components summary saved fitting plots"},
+    {"": "datasets questions effects components summary saved reorder fitting plots"},
     {
         "models": "emissions spec inputs template starts order model_fit mixed_hmm glm_hmm base streams"
         " hmm gaussian mixture rows regression semi_markov continuous_time recapture"

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from symhmm import MixedHMM, load
-from symhmm.errors import DataError
+from symhmm.errors import DataError, FitError
 from symhmm.models.model_fit import ModelFit
-from symhmm.models.order import new_order, reordered
+from symhmm.models.order import moves, new_order
 from symhmm.models.template import program
+from symhmm.reorder import reordered
 from symhmm.tables.data import Labels, SequenceData
 from symhmm.tables.results import Estimate, Status
 
@@ -83,7 +84,7 @@ def test_states_can_be_moved(initial):
     mean = one.values["y.mean"]
     assert mean.tolist() == sorted(mean.tolist())
     for order in ([2, 0, 1], [1, 0, 2]):
-        moved = reordered(one.estimate, one.density, one.bound, torch.tensor(order))
+        moved = reordered(one.estimate, one.density, moves(one.bound, torch.tensor(order)))
         torch.testing.assert_close(moved.values["y.mean"], mean[order])
         torch.testing.assert_close(one.density.log_prob(moved.values), one.density.log_prob(one.values))
         torch.testing.assert_close(one.density.pack(moved.values), moved.vector)
@@ -91,7 +92,7 @@ def test_states_can_be_moved(initial):
 
 
 def test_the_posterior_of_the_effects_moves_with_the_states(fit):
-    moved = reordered(fit.estimate, fit.density, fit.bound, torch.tensor([1, 0]))
+    moved = reordered(fit.estimate, fit.density, moves(fit.bound, torch.tensor([1, 0])))
     entry = fit.density.layout["transitions|ID"]
     for before, after in (
         (fit.estimate.posterior.vector, moved.posterior.vector),
@@ -216,3 +217,15 @@ def test_priors_are_saved(tmp_path):
     fit.save(tmp_path / "fit")
     back = load(tmp_path / "fit", model, simulated())
     torch.testing.assert_close(back.density.log_prob(back.values), fit.density.log_prob(fit.values))
+
+
+def test_states_are_ordered_by_a_parameter_or_refused(fit):
+    by_spread = fit.ordered(by="y.sd")
+    spread = by_spread.values["y.sd"]
+    assert spread.tolist() == sorted(spread.tolist())
+    mean = by_spread.ordered(by="y").values["y.mean"]
+    assert mean.tolist() == sorted(mean.tolist())
+    with pytest.raises(FitError, match=r"(?s)order of 'z.mean'.*parameters: .*y.mean, y.sd"):
+        fit.ordered(by="z.mean")
+    with pytest.raises(FitError, match=r"(?s)have names from the start.*low, high"):
+        fit.with_states("a", "b")

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from symhmm import effects
 from symhmm.compiler.density import compile
+from symhmm.errors import FitError
 from symhmm.fitting import Fit
 from symhmm.models.inputs import SESSION, Block, Bound, bind
-from symhmm.models.order import new_order, reordered
+from symhmm.models.order import moves, new_order
 from symhmm.models.template import corr_name, correlated, effect_name, program, sd_name, source
+from symhmm.reorder import reordered
 from symhmm.summary import Summary
 from symhmm.tables.data import SequenceData
 from symhmm.tables.design import GroupDesign
@@ -109,11 +111,46 @@ class ModelFit(Fit):
     def in_order(self, by: str | None) -> "ModelFit":
         """The same fit with its states in the order of the means of ``by`` (a parameter or stream), where they can be moved."""
         order = new_order(self.bound, self.values, by)
-        # Draws of a simplex do not move with its numbers in the unconstrained space.
-        drawn = self.bound.spec.initial == "free" and bool(self.prior) and self.estimate.posterior is not None
-        if order is None or drawn or order.tolist() == list(range(len(order))):
+        # What was held equal or increasing says itself which state is which.
+        if order is None or self.estimate.tie or self.estimate.order:
             return self
-        return replace(self, estimate=reordered(self.estimate, self.density, self.bound, order))
+        return self._moved(order)
+
+    def ordered(self, by: str, site: str | None = None) -> "ModelFit":
+        """The same fit with its states in the order of a parameter or stream, ``"step.mean"``; names stay in their order.
+
+        Raises:
+            FitError: the states are not alike before the fit, or ``by`` is neither a parameter nor a stream.
+        """
+        order = new_order(self.bound, self.values, by)
+        if order is None:
+            known = [p.name for p in self.bound.spec.parameters]
+            raise FitError(
+                f"the states cannot be put in the order of {by!r}.",
+                details=[
+                    f"parameters: {', '.join(known)}",
+                    "states with formulas, fixed values or known labels of their own keep their order",
+                ],
+                suggestion=f"by={known[0]!r}",
+            )
+        return self._moved(order)
+
+    def with_states(self, *names: str, site: str | None = None) -> "ModelFit":
+        """Refused: the model has names already.
+
+        Raises:
+            FitError: always.
+        """
+        raise FitError(
+            "the states of a model have names from the start.",
+            details=[f"names: {', '.join(map(str, self.states))}"],
+            suggestion=f"{type(self.model).__name__}(states={list(names)}, ...)",
+        )
+
+    def _moved(self, order: Tensor) -> "ModelFit":
+        if order.tolist() == list(range(len(order))):
+            return self
+        return replace(self, estimate=reordered(self.estimate, self.density, moves(self.bound, order)))
 
     @property
     def names(self) -> Mapping[str, str]:

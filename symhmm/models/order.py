@@ -1,17 +1,13 @@
-"""Orders: the states of a fit moved, in its values and in its posterior, without fitting again."""
+"""Orders: by what the states of a model are numbered, and how each of its values moves with them."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from symhmm.compiler.density import Density
 from symhmm.models.inputs import Block, Bound
 from symhmm.models.template import corr_name, correlated, effect_name, sd_name
-from symhmm.tables.results import Estimate
-
-Move = Callable[[Tensor], Tensor]
+from symhmm.reorder import Move
 
 
 def new_order(bound: Bound, values: Mapping[str, Tensor], by: str | None) -> Tensor | None:
@@ -54,23 +50,8 @@ def _level(bound: Bound, b: Block, values: Mapping[str, Tensor]) -> Tensor:
     return value if value.dim() == 1 else value[..., -1]
 
 
-def reordered(estimate: Estimate, density: Density, bound: Bound, order: Tensor) -> Estimate:
-    """The estimate with state ``order[k]`` as number k."""
-    moves = _moves(bound, order)
-    values = {n: moves[n](x) if n in moves else x for n, x in estimate.values.items()}
-    posterior = estimate.posterior
-    if posterior is not None:
-        # Where each unconstrained coordinate comes from. Simplexes and factors of correlations move as whole rows.
-        source = torch.arange(density.size)
-        for e in density.layout.entries:
-            if e.name in moves:
-                source[e.start : e.stop] = moves[e.name](source[e.start : e.stop].reshape(e.free_shape)).reshape(-1)
-        posterior = posterior.permuted(source)
-    return replace(estimate, values=values, vector=density.pack(values), posterior=posterior)
-
-
-def _moves(bound: Bound, order: Tensor) -> dict[str, Move]:
-    """How each value moves, by name."""
+def moves(bound: Bound, order: Tensor) -> dict[str, Move]:
+    """How each value moves when state ``order[k]`` becomes number k, by name."""
     k = len(bound.spec.states)
     out: dict[str, Move] = {}
     if bound.spec.initial == "free":

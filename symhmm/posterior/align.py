@@ -114,20 +114,7 @@ def symmetry(density: Density, site: str | None = None) -> Symmetry:
     >>> symmetry(symhmm.compile(model, torch.randn(5)))
     Symmetry(site='z', size=2, dims={'mean': (-1,)})
     """
-    at = evaluated(density, density.initial())
-    known = at.chosen(None)
-    inside = [n for n in known if at.sites[n] is not None]
-    if site is None:
-        several = inside or known
-        if len(several) > 1:
-            raise GraphError(
-                f"there are {len(several)} discrete latents whose states could be aligned.",
-                details=[", ".join(several)],
-                suggestion=f"site={several[0]!r}",
-            )
-        site = several[0]
-    site = at.chosen([site])[0]
-    size = at.graph.variables[at.names(site)[-1]].size
+    site, size = site_of(density, site)
     options: dict[str, list[tuple[int, ...]]] = {}
     for e in density.layout.entries:
         event = density.graph.latents[e.name].event_dim if e.name in density.graph.latents else 0
@@ -155,6 +142,28 @@ def symmetry(density: Density, site: str | None = None) -> Symmetry:
         ],
         suggestion="nothing: such states keep the order that the program gives them",
     )
+
+
+def site_of(density: Density, site: str | None = None) -> tuple[str, int]:
+    """A discrete latent and its number of states: the one with a time loop, or the only one, if None.
+
+    Raises:
+        GraphError: there is no such latent, or there are several.
+    """
+    at = evaluated(density, density.initial())
+    known = at.chosen(None)
+    inside = [n for n in known if at.sites[n] is not None]
+    if site is None:
+        several = inside or known
+        if len(several) > 1:
+            raise GraphError(
+                f"there are {len(several)} discrete latents whose states could be aligned.",
+                details=[", ".join(several)],
+                suggestion=f"site={several[0]!r}",
+            )
+        site = several[0]
+    site = at.chosen([site])[0]
+    return site, at.graph.variables[at.names(site)[-1]].size
 
 
 def _holds(

@@ -1,6 +1,6 @@
 """Names for answers: the ids, times, sessions and states of the data in place of numbers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,10 +27,11 @@ def named_all(
     data: SequenceData | None,
     plates: Mapping[str, int | None],
     axes: Sequence[str],
-    states: Sequence[Any],
+    states: Callable[[str], Sequence[Any]],
 ) -> Answers:
-    """`named` for each answer."""
-    return replace(answers, items_={n: named(x, data, plates, axes, states) for n, x in answers.items_.items()})
+    """`named` for each answer, with the names of the states of its site."""
+    items = {n: named(x, data, plates, axes, states(x.name)) for n, x in answers.items_.items()}
+    return replace(answers, items_=items)
 
 
 def named(

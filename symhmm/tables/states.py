@@ -170,6 +170,9 @@ class Answers(Mapping[str, Labelled]):
             )
         return self.items_[site]
 
+    def __contains__(self, site: object) -> bool:
+        return site in self.items_
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.items_)
 
