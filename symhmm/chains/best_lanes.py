@@ -16,7 +16,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from symhmm.chains.jit import inner, kernel
-from symhmm.chains.lane_steps import CHUNK, read_emission
+from symhmm.chains.lane_steps import CHUNK, SIZE, read_emission
 from symhmm.chains.simd import (
     accumulate,
     element_pointer,
@@ -29,6 +29,9 @@ from symhmm.chains.simd import (
     splat,
     store,
 )
+
+SIDE = 16  # paths that are followed side by side
+RESCALE = 8  # steps after which the largest weight is taken off
 
 
 @intrinsic
@@ -83,12 +86,12 @@ def best_lanes(
     and their choices stay as they are.
     """
     transition, emission = numbers_at(transition_at, like), numbers_at(emission_at, like)
+    size, rest = SIZE or size, 1 if SIZE else rest
     width, states = lanes_of(emission), size * rest
     dtype = emission.dtype
     matrix = np.empty(states * size * (1 if shared else width), dtype)
     tile = np.empty(CHUNK * size * width, dtype)
-    after, before = np.empty(states * width, dtype), np.empty(states * width, dtype)
-    arrival = np.empty(states * width, dtype)
+    after, arrival = np.empty(states * width, dtype), np.empty(states * width, dtype)
     norm, some = np.empty(width), np.empty(width, choices.dtype)
     number = np.empty(size, dtype)
     for j in range(size):
@@ -117,7 +120,6 @@ def best_lanes(
                     for r in range(rest):
                         s = (r * size + k) * width
                         store(arrival, s, e + load(after, s))
-                peak = least
                 for s in range(states):
                     to = (s % rest) * size * width
                     best, choice = least, zero
@@ -127,7 +129,7 @@ def best_lanes(
                         x = weight + load(arrival, to + j * width)
                         choice = where_larger(x, best, splat(number, j), choice)
                         best = larger(x, best)
-                    store(before, s * width, best)
+                    store(after, s * width, best)
                     place = (step * states + s) * chains + base
                     if base + width <= chains:
                         store_integers(choices, place, choice)
@@ -135,21 +137,21 @@ def best_lanes(
                         store_integers(some, 0, choice)
                         for lane in range(chains - base):
                             choices[place + lane] = some[lane]
-                    peak = larger(best, peak)
                 if step >= low_stop:
                     # Sequences that have ended: nothing follows, whatever the state.
                     for lane in range(width):
                         if step >= stops[base + lane]:
                             for s in range(lane, states * width, width):
-                                before[s] = 0.0
+                                after[s] = 0.0
+                if step % RESCALE == 0:
+                    # Only differences matter for the choice; small numbers keep them exact.
                     peak = least
                     for s in range(0, states * width, width):
-                        peak = larger(load(before, s), peak)
-                # Only differences matter for the choice; small numbers keep them exact.
-                peak = finite_or_zero(peak)
-                accumulate(norm, 0, peak)
-                for s in range(0, states * width, width):
-                    store(after, s, load(before, s) - peak)
+                        peak = larger(load(after, s), peak)
+                    peak = finite_or_zero(peak)
+                    accumulate(norm, 0, peak)
+                    for s in range(0, states * width, width):
+                        store(after, s, load(after, s) - peak)
             top = low
         for s in range(states):
             for lane in range(width):
@@ -158,14 +160,27 @@ def best_lanes(
 
 @kernel
 def follow_choices(first, last, rows, state, stops, size, rest, length, chains, choices, paths):
-    """States along the best path from the joint state ``state`` of each path's chain [paths, steps]; 0 after its end."""
+    """States along the best path from the joint state ``state`` of each path's chain [paths, steps]; 0 after its end.
+
+    A path waits for each of its reads, so some go side by side: ``SIDE`` of them as long as all run, then one by one.
+    """
     states = size * rest
-    for p in range(first, last):
-        s, r = state[p], rows[p]
-        stop = stops[r]
-        for t in range(stop):
-            j = choices[(t * states + s) * chains + r]
-            paths[p, t] = j
-            s = (s % rest) * size + j
-        for t in range(stop, length):
-            paths[p, t] = 0
+    now, at = np.empty(SIDE, np.int64), np.empty(SIDE, np.int64)
+    for begin in range(first, last, SIDE):
+        count, together = min(SIDE, last - begin), length
+        for i in range(count):
+            now[i], at[i] = state[begin + i], rows[begin + i]
+            together = min(together, stops[at[i]])
+        for t in range(together):
+            for i in range(count):
+                j = choices[(t * states + now[i]) * chains + at[i]]
+                paths[begin + i, t] = j
+                now[i] = j if rest == 1 else (now[i] % rest) * size + j
+        for i in range(count):
+            s, stop = now[i], stops[at[i]]
+            for t in range(together, stop):
+                j = choices[(t * states + s) * chains + at[i]]
+                paths[begin + i, t] = j
+                s = j if rest == 1 else (s % rest) * size + j
+            for t in range(stop, length):
+                paths[begin + i, t] = 0

@@ -12,6 +12,7 @@ from torch import Tensor
 from symhmm.chains import best_lanes, cpu, path_steps
 from symhmm.chains.layout import Layout, common_batch, layout_of
 from symhmm.chains.places import LIKE, memory, places, terms
+from symhmm.chains.sizes import lane_kernel
 from symhmm.chains.threads import cut, run, thread_count
 
 BLOCK = 256  # steps whose tables of choices are held at once
@@ -115,10 +116,11 @@ def choices(transition: Tensor, emission: Tensor | None, length: int, stops: Ten
     f = places(transition.shape, transition.stride(), True, layout, 1)
     e = places(emission.shape, emission.stride(), True, layout, 1)
     groups = lanes // layout.width
+    kernel = lane_kernel("best_lanes", size, states // size, lanes * length)
     seconds = groups * length * (20 * size + 1.5 * states * size + 60) * 1e-9
     run([
         partial(
-            best_lanes.best_lanes, first, end, size, states // size, length, lanes, layout.chains,
+            kernel, first, end, size, states // size, length, lanes, layout.chains,
             LIKE[transition.dtype], transition.data_ptr(), f.lanes, f.time, *f.inner, f.one_for_all,
             emission.data_ptr(), e.lanes, e.time, *e.inner, last.numpy(), result, made.view(-1).numpy(),
         )

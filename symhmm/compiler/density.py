@@ -151,7 +151,7 @@ class Density:
         step, constants = self._captured(("factors",))
         terms = step.body(*self.layout.check(values).values(), *constants)
         pairs = zip(self.graph.factors, terms, strict=True)
-        return replace(self.graph, factors=tuple(replace(f, term=Term(x, f.term.inputs)) for f, x in pairs))
+        return replace(self.graph, factors=tuple(replace(f, term=_renumbered(f.term, x)) for f, x in pairs))
 
     def nonfinite_sites(self, values: Values) -> tuple[str, ...]:
         """Sites whose factor is NaN or infinite, or impossible in every state, at ``values``; names of the graph."""
@@ -222,6 +222,18 @@ class Density:
     def _graph(self, values: Sequence[Tensor], data: Sequence[Tensor]) -> FactorGraph:
         named = dict(zip((e.name for e in self.layout.entries), values, strict=True))
         return _run(self.program, self.arguments, named, data, self.graph)
+
+
+def _renumbered(term: Term, x: Tensor) -> Term:
+    """The term with other numbers.
+
+    Funsor derives the type of a new term from its inputs and looks it up among all others, which takes a query longer than
+    its numbers do; here the type is known, and the numbers are new.
+    """
+    values = (x, tuple(term.inputs.items()), term.dtype)
+    made: Term = type.__call__(type(term), *values)
+    made._ast_values = values
+    return made
 
 
 _CACHE: "weakref.WeakKeyDictionary[Any, dict[Any, Compiled]]" = weakref.WeakKeyDictionary()
