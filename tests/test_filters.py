@@ -81,3 +81,20 @@ def test_impossible_data_are_minus_infinity_and_nan_stays():
     emission[1, 0] = torch.nan
     found = prefix_weights(torch.zeros(2), transition, emission, transition, emission, 4)
     assert found[1].isnan() and not found[1:].isfinite().any()
+
+
+@pytest.mark.parametrize("far", [0.0, 900.0])
+@pytest.mark.parametrize("history", [1, 2])
+@pytest.mark.parametrize("shared", [False, True])
+def test_probabilities_that_are_kept_are_the_gradient_of_the_emission(history, far, shared):
+    """Asked about the emission alone nothing runs twice, chains in logarithms included; sizes of 1 are added up."""
+    start, transition, emission = terms(history, True, far)
+    now = emission[:, :1, :1].clone() if shared else emission.clone()
+    leaf, copy = now.detach().requires_grad_(), now.detach().clone().requires_grad_()
+    found = prefix_weights(start, transition, emission, transition, leaf, 6)
+    wanted = by_hand(start, transition, emission, transition, copy, 6)
+    assert_close(found, wanted, **EXACT)
+    weight = torch.rand(found.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    (mine,) = torch.autograd.grad((weight * found).sum(), leaf)
+    (theirs,) = torch.autograd.grad((weight * wanted).sum(), copy)
+    assert_close(mine, theirs, **EXACT)

@@ -29,7 +29,7 @@ def _linear(
         weights[j] = np.exp(emission[e + j * e_to] - peak)
     out[:] = 0.0
     for s in range(size * rest):
-        to = (s % rest) * size
+        to = 0 if rest == 1 else (s % rest) * size
         for j in range(size):
             w = moves[s, j] if ready else np.exp(np.float64(transition[f + s * t_from + j * t_to]))
             x = a[s] * w * weights[j]
@@ -109,7 +109,9 @@ def filter_rows(
         start: [chains, S], logarithms.
         careful: chains to run in logarithms; marks those that need it, whose results then are not to be used.
         same: the terms at the step itself are those of the recursion.
-        weight: [chains, steps]; gradients of ``(weight * totals).sum()`` are added to ``g_transition`` and ``g_emission``.
+        totals: left as they are where this has no entries.
+        weight: [chains, steps], 1 where this has no entries; gradients of ``(weight * totals).sum()`` are added to
+            ``g_transition`` and ``g_emission``.
     """
     states = size * rest
     a, out, other = np.empty(states), np.empty(states), np.empty(states)
@@ -185,18 +187,21 @@ def filter_rows(
             if same:
                 shown, at = total, unit
             if want:
-                share = weight[r, t] / shown if shown > 0.0 else 0.0
+                share = 1.0 / shown if shown > 0.0 else 0.0
+                if weight.size > 0:
+                    share *= weight[r, t]
                 if want_transition:
                     for s in range(states):
                         for j in range(size):
                             g_transition[gt_row[r] + t * gt_time + s * size + j] += share * flows[s, j]
                 if want_emission:
                     reached = out if same else other
-                    for s in range(states):
-                        x = np.exp(reached[s]) if logs else reached[s]
-                        g_emission[ge_row[r] + t * ge_time + s % size] += share * x
+                    for before in range(0, states, size):
+                        for j in range(size):
+                            x = np.exp(reached[before + j]) if logs else reached[before + j]
+                            g_emission[ge_row[r] + t * ge_time + j] += share * x
             scale = np.log(total) if total != 0.0 else -np.inf
-            if not want:
+            if totals.size > 0:
                 if not same:
                     totals[r, t] = norm + at + np.log(shown) if shown != 0.0 else -np.inf
                 else:

@@ -1,5 +1,6 @@
 """Forward filters of a batch of chains: the log-weight of the data up to every step, with other terms at the step itself."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -21,9 +22,9 @@ def prefix_weights(
 ) -> Tensor:
     """Log-weight of all paths of each chain up to each step, nats: log p(y_1..y_t) for every t at once.
 
-    The forward recursion (Rabiner 1989, eq. 19 to 21), scaled; cost T S K per chain, no memory but the result. It is
-    differentiable in the terms of the step itself, once: d / d now_emission[t] are the probabilities of the state of step
-    t given the data up to t.
+    The forward recursion (Rabiner 1989, eq. 19 to 21), scaled; cost T S K per chain, no memory but the result and its
+    gradient. It is differentiable in the terms of the step itself, once: d / d now_emission[t] are the probabilities of the
+    state of step t given the data up to t.
 
     Args:
         start: shape (*batch, S), nats; weight of each joint state before the first step.
@@ -46,37 +47,60 @@ def prefix_weights(
 
 
 class _PrefixWeights(torch.autograd.Function):
-    """The recursion runs again for the gradient, so that nothing of it is kept."""
+    """Where only the emission is asked about, the probabilities of the states are kept: they are its gradient. Otherwise
+    the recursion runs again for the gradient, so that nothing of it is kept."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
         now_transition, now_emission, start, transition, emission, length = args
         tensors = [x.detach() for x in (start, transition, emission, now_transition, now_emission)]
-        ctx.save_for_backward(*tensors)
-        ctx.length = length
-        out, ctx.careful = _run(tensors, length, None, [])
+        ctx.length, ctx.kept = length, tuple(ctx.needs_input_grad[:2]) == (False, True)
+        if not ctx.kept:
+            out, ctx.careful = _run(tensors, length)
+            ctx.save_for_backward(*tensors)
+            return out
+        states = torch.zeros(*_batch(tensors), length, now_emission.shape[-1], dtype=torch.float64)
+        out, _ = _run(tensors, length, None, (None, states))
+        ctx.save_for_backward(states)
+        ctx.shape = now_emission.shape
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = grads
+        if ctx.kept:
+            (states,) = ctx.saved_tensors
+            return (None, (states * weight.unsqueeze(-1)).sum_to_size(ctx.shape), None, None, None, None)
         tensors = list(ctx.saved_tensors)
-        wanted = [torch.zeros(x.shape, dtype=x.dtype) if ctx.needs_input_grad[i] else None
-                  for i, x in enumerate(tensors[3:])]  # fmt: skip
+        wanted = tuple(
+            torch.zeros(x.shape, dtype=x.dtype) if ctx.needs_input_grad[i] else None for i, x in enumerate(tensors[3:])
+        )
         _run(tensors, ctx.length, weight, wanted, ctx.careful)
         return (*wanted, None, None, None, None)
+
+
+def _batch(tensors: list[Tensor]) -> tuple[int, ...]:
+    return common_batch(*(x.shape[: x.dim() - n] for x, n in zip(tensors, (1, 3, 2, 3, 2), strict=True)))
 
 
 def _run(
     tensors: list[Tensor],
     length: int,
-    weight: Tensor | None,
-    gradients: list[Tensor | None],
+    weight: Tensor | None = None,
+    gradients: Sequence[Tensor | None] = (None, None),
     careful: NDArray[np.bool_] | None = None,
 ) -> tuple[Tensor, NDArray[np.bool_]]:
+    """Weights of all prefixes, and the chains that were run in logarithms.
+
+    Args:
+        tensors: start, transition, emission, and these two at the step itself.
+        weight: shape (*batch, T), of each prefix in the gradients; 1 if None. No prefixes are returned then.
+        gradients: of the terms at the step itself, added to.
+        careful: what an earlier run found; no weight must be given without, unless no gradient has a shared dimension.
+    """
     start, *steps = tensors
     states, size = steps[0].shape[-2:]
-    batch = common_batch(start.shape[:-1], *(x.shape[: x.dim() - n] for x, n in zip(steps, (3, 2, 3, 2), strict=True)))
+    batch = _batch(tensors)
     layout = Layout(batch, length, states, width=1, blocks=1)
     starts = start.expand(*batch, states).to(torch.float64).reshape(-1, states).contiguous().numpy()
     read = [x for step, n in zip(steps, (3, 2, 3, 2), strict=True) for x in _flat(terms(step, n, layout))]
@@ -87,7 +111,7 @@ def _run(
         weights = weight.expand(*batch, length).to(torch.float64).reshape(-1, length).contiguous().numpy()
     written: list[Any] = []
     shared = False
-    for g, n in zip(gradients or [None, None], (3, 2), strict=True):
+    for g, n in zip(gradients, (3, 2), strict=True):
         memory, at = terms(steps[0].new_zeros([1] * (len(batch) + n)) if g is None else g, n, layout)
         written += [g is not None, memory, at.chains, at.time]
         shared |= g is not None and g.shape[: g.dim() - n].numel() < layout.chains
@@ -97,6 +121,11 @@ def _run(
 
     for again in (False, True):
         if not again or (careful is None and done.any()):
+            if again:
+                for g in gradients:
+                    if g is not None:
+                        # What such a chain has added before it was given up.
+                        g.view(layout.chains, *g.shape[len(batch) :])[torch.from_numpy(done)] = 0.0
             run([
                 partial(
                     filter_rows, first, last, again, size, states // size, length, starts, done, same,
@@ -113,5 +142,7 @@ def _flat(found: Terms) -> list[Any]:
 
 
 def _alike(x: Tensor, y: Tensor) -> bool:
-    """Whether two tensors are the same numbers at the same place."""
-    return x.data_ptr() == y.data_ptr() and x.shape == y.shape and x.stride() == y.stride()
+    """Whether two tensors are the same numbers, perhaps at the same place."""
+    if x.shape != y.shape or x.dtype != y.dtype:
+        return False
+    return (x.data_ptr() == y.data_ptr() and x.stride() == y.stride()) or torch.equal(x, y)
