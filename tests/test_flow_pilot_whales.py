@@ -75,6 +75,20 @@ def test_equal_at_the_reference_parameters(case, components):
     assert gradient.abs().max() < 0.05
 
 
+def test_components_of_a_fit_are_those_of_the_reference(case, data_file, example):
+    """Asked of a fit, held at the reference but for the weights: the maximum, and who belongs to which component."""
+    _, reference, values = case(2)
+    data = example.load(str(data_file("pilot_whales.csv")))
+    held = {n: x for n, x in values.items() if n != "weights"}
+    fit = symhmm.fit(example.model, data, 4, 2, example.starts(data, 4), restarts=1, fix=held)
+    assert fit.status.ok and fit.objective == pytest.approx(reference["loglik"], abs=1e-6)
+    torch.testing.assert_close(fit.values["weights"], values["weights"], rtol=0, atol=1e-3)
+    found = fit.smooth(["component"]).relabelled({"whale": data.ids})["component"]
+    assert set(found.labels["whale"]) == set(reference["component_posterior"])
+    for whale, wanted in reference["component_posterior"].items():
+        torch.testing.assert_close(found.sel(whale=whale).values, torch.tensor(wanted), rtol=0, atol=1e-5)
+
+
 def test_torch_von_mises_is_good_to_a_ten_thousandth(case, example, monkeypatch):
     monkeypatch.setattr(example, "VonMises", dist.VonMises)
     # Another program for the compiler, which has seen the example's own with the exact normaliser.

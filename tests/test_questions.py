@@ -232,3 +232,32 @@ def test_likelihood_by_session_is_that_of_the_session_alone():
         assert_close(found.sel(animal=animal, session=session).values, alone.log_prob({}), **EXACT)
     assert_close(log_likelihood_by(density, {}, "session").values, found.values.sum(0), **EXACT)
     assert_close(log_likelihood_by(density, {}, "session", "time").values.sum(0), found.values.sum(0), **EXACT)
+
+
+def subsampled(data, size=None):
+    """The chains of `program`, of all animals or of a minibatch of them."""
+    logits = pyro.param("logits", lambda: -2.0 * (1 - torch.eye(K)))
+    loc = pyro.param("loc", lambda: torch.arange(float(K)) * 2.0 - 2.0)
+    with pyro.plate("animal", data.num_sequences, subsample_size=size) as members:
+        z = None
+        for t in pyro.markov(range(data.num_steps)):
+            z = pyro.sample(f"z_{t}", dist.Categorical(torch.ones(K) / K if z is None else logits.softmax(-1)[z]))
+            with pyro.poutine.mask(mask=data.mask[t][members]):
+                pyro.sample(f"y_{t}", dist.Normal(loc[z], 1.0), obs=data.y[t][members])
+
+
+def test_members_of_a_minibatch_have_the_answers_that_they_have_among_all(data):
+    pyro.set_rng_seed(4)
+    part, whole = symhmm.compile(subsampled, data, 2), symhmm.compile(subsampled, data)
+    values = whole.initial()
+    members = part.graph.subsamples["animal"]
+    for ask in (smooth, filtered, pairwise, viterbi, posterior_decode, occupancy, transition_counts):
+        for site, x in ask(part, values).items():
+            full = ask(whole, values)[site]
+            at = full.dims.index("animal")
+            assert x.values.shape[at] == 2
+            steps = min(x.values.shape[0], full.values.shape[0])
+            assert_close(x.values[:steps], full.values.index_select(at, members)[:steps], **EXACT)
+    assert_close(
+        log_likelihood_by(part, values, "animal").values, log_likelihood_by(whole, values, "animal").values[members]
+    )
