@@ -149,3 +149,33 @@ def test_many_states_need_wider_integers():
     paths = draw(found, torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int64), torch.Generator())
     assert paths.dtype == torch.int16
     assert (paths == 199).all()
+
+
+@pytest.mark.parametrize("size, history, length", [(3, 1, 60), (2, 2, 60), (7, 1, 20)])
+def test_paths_side_by_side_end_where_each_of_them_ends(size, history, length):
+    """More chains than go side by side, each with an end of its own, long enough for a kernel of its own number of states."""
+    transition, emission = random_chain(history, size, length, 37)
+    g = torch.Generator().manual_seed(5)
+    stops = torch.randint(0, length + 1, (37,), generator=g)
+    start = torch.randint(size**history, (37,), generator=g)
+    found = choices(transition, emission, length, stops)
+    paths = follow(found, torch.arange(37), start)
+    for r, stop in enumerate(stops.tolist()):
+        assert (paths[r, stop:] == 0).all()
+        alone = reference_best(transition[r, :stop], emission[0, :stop], int(start[r]))
+        assert_close(found.message[r, start[r]].item(), alone, rtol=1e-12, atol=1e-12)
+        if stop:
+            score = scored(transition[r, :stop], emission[0, :stop], paths[r, :stop].tolist(), int(start[r]))
+            assert score == pytest.approx(alone, rel=1e-12)
+
+
+def reference_best(transition, emission, start):
+    """Weight of the best path, one step after the other."""
+    if not len(transition):
+        return 0.0
+    states, size = transition.shape[-2:]
+    after = torch.zeros(states, dtype=torch.float64)
+    to = (torch.arange(states) % (states // size))[:, None] * size + torch.arange(size)
+    for t in range(len(transition) - 1, -1, -1):
+        after = (transition[t] + emission[t] + after[to]).amax(-1)
+    return after[start].item()
