@@ -14,12 +14,13 @@ from torch import Tensor
 from symhmm.compiler.layout import Entry, Layout
 from symhmm.errors import DataError
 from symhmm.infer.draws import Draws
+from symhmm.tables.arrow import Arrow, Law
 from symhmm.tables.results import Estimate, Normal, Optima, Posterior, Status
 
 KIND, VERSION = "symhmm fit", 1
 TEXT, NUMBERS = "fit.json", "fit.safetensors"
 # The only things that a file can name: plain containers.
-CLASSES: dict[str, type] = {c.__name__: c for c in (Estimate, Status, Optima, Posterior, Normal, Draws)}
+CLASSES: dict[str, type] = {c.__name__: c for c in (Estimate, Status, Optima, Posterior, Normal, Arrow, Law, Draws)}
 
 
 @dataclass(frozen=True)

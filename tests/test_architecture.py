@@ -25,14 +25,14 @@ FLOORS: list[dict[str, str]] = [
         " sites open factors program"
     },
     {"compiler": "steps order plan lower arguments step layout roles density expected marginal"},
-    {"tables": "results states support read gaps frame labels cells data naming scan formula design"},
+    {"tables": "results arrow states support read gaps frame labels cells data naming scan formula design"},
     {
         "posterior": "series ends evaluated emissions mixture marginals traceback kbest decode prefix blocks pointwise forecast"
         " curves align forward simulate checks by_draws residuals inference_data"
     },
     {
         "infer": "progress restrict target lbfgs closed_forms expectation starts checkpoint information profile"
-        " pooled guide amortised pyro_guide minibatch objective bound occupied verdict warm mle svi_state svi"
+        " pooled guide amortised pyro_guide minibatch objective bound occupied verdict warm arrows mle svi_state svi"
         " metric laplace_members laplace laplace_exact laplace_fit em noncentred whiten"
         " moving sampler draws pilot nuts"
     },

@@ -1,6 +1,6 @@
 """Guide: the variational family, chosen by role: parameters are points, latents get normals where they are free."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, log, pi, prod, sqrt
 
@@ -10,11 +10,32 @@ from torch import Tensor
 from symhmm.compiler.layout import Entry
 from symhmm.errors import FitError
 from symhmm.graph import FactorGraph
+from symhmm.tables.arrow import Given, Law, arrow
 from symhmm.tables.results import Normal, Posterior
 
 LARGEST_FULL = 200  # latents per member beyond which a full covariance costs more than it is worth
 LOADING = 0.1  # first size of the loadings of a low-rank covariance, in units; at zero their gradient is zero
+SLOWER = (
+    0.1  # share of the rate at which slopes in the population's values move: they are many, and their noise adds up
+)
 FAMILIES = ("full", "meanfield", "low_rank")
+
+
+@dataclass(frozen=True, eq=False)
+class Prior:
+    """How the normal prior of a block's effects follows the population's values t, near the start: see `Law`.
+
+    Args:
+        loc: at the start, shape (M, D); ``loc_slope`` of shape (M, D, K) its derivative by t.
+        log_scale: half the logarithm of the precisions there, shape (M, D), with ``log_scale_slope``.
+        correlation: shape (M, D, D), the precision in these units, zero where the prior is not normal.
+    """
+
+    loc: Tensor
+    loc_slope: Tensor
+    log_scale: Tensor
+    log_scale_slope: Tensor
+    correlation: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +50,7 @@ class Block:
         family: ``full`` covariance of the D latents of a member, their variances only (``meanfield``), variances and
             ``rank`` common factors (``low_rank``), or variances that a ``network`` predicts.
         unit: shape (M, D), the scale on which they are moved (about one posterior standard deviation).
+        prior: by which a ``full`` block depends on the population's values; None if it is independent of them.
     """
 
     plates: tuple[str, ...]
@@ -38,15 +60,16 @@ class Block:
     family: str
     rank: int
     unit: Tensor
+    prior: Prior | None = None
 
     @property
-    def sizes(self) -> tuple[int, int, int]:
-        """Free numbers of the block: means, log standard deviations, correlations or loadings."""
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Free numbers of the block: means, log standard deviations, correlations or loadings, slopes in the population."""
         m, d = self.index.shape
         if self.family == "network":
-            return 0, 0, 0
+            return 0, 0, 0, 0
         more = {"full": m * d * (d - 1) // 2, "meanfield": 0, "low_rank": m * d * self.rank}
-        return m * d, m * d, more[self.family]
+        return m * d, m * d, more[self.family], 0 if self.prior is None else self.prior.loc_slope.numel()
 
     @property
     def noise_size(self) -> int:
@@ -156,29 +179,55 @@ class Guide:
 
     def draw(self, phi: Tensor, noise: Tensor) -> Tensor:
         """A vector, shape (density size,), from standard normal ``noise``."""
-        moved, used = [self.origin[self.points] + self.unit * phi[: self.points.numel()]], 0
-        for b, moments in zip(self.blocks, self.moments(phi), strict=True):
-            moved.append(moments.draw(noise[used : used + b.noise_size]).reshape(-1))
-            used += b.noise_size
-        return self.place(moved)
+        return self.filled(phi, lambda own, used, size: own.draw(noise[used : used + size]))
 
     def log_densities(self, phi: Tensor, vector: Tensor) -> list[Tensor]:
         """Log-density of each block's members at a vector, shapes (M,), nats."""
-        return [moments.log_density(vector[b.index]) for b, moments in zip(self.blocks, self.moments(phi), strict=True)]
+        return [
+            (m.given(vector[m.parents]) if isinstance(m, Law) else m).log_density(vector[b.index])
+            for b, m in zip(self.blocks, self.moments(phi), strict=True)
+        ]
 
     def mean(self, phi: Tensor) -> Tensor:
-        """The vector of points and means, shape (density size,)."""
-        points = self.origin[self.points] + self.unit * phi[: self.points.numel()]
-        return self.place([points, *(moments.loc.reshape(-1) for moments in self.moments(phi))])
+        """The vector of points and means, shape (density size,); of effects where the population's values are at theirs."""
+        return self.filled(phi, lambda own, *_: own.loc)
 
-    def moments(self, phi: Tensor) -> list[Moments]:
-        """The normal distributions of each block."""
-        out, k = [], self.points.numel()
+    def filled(self, phi: Tensor, values: Callable[[Moments | Given, int, int], Tensor]) -> Tensor:
+        """A vector of the points and of ``values(moments, noise used so far, noise size)`` of each block in turn."""
+        moved, used = [self.origin[self.points] + self.unit * phi[: self.points.numel()]], 0
+        for b, m in zip(self.blocks, self.moments(phi), strict=True):
+            own = m.given(moved[1]) if isinstance(m, Law) else m
+            moved.append(values(own, used, b.noise_size).reshape(-1))
+            used += b.noise_size
+        return torch.cat([*moved, self.origin[self.rest]])[self.order]
+
+    def moments(self, phi: Tensor) -> list[Moments | Law]:
+        """The normal distributions of each block, or their law given the population's values, which stand first."""
+        out, k = list[Moments | Law](), self.points.numel()
         for b in self.blocks:
             pieces = phi[k : k + sum(b.sizes)].split(list(b.sizes))
             k += sum(b.sizes)
-            out.append(self.block_moments(b, pieces, phi))
+            out.append(self.block_moments(b, pieces, phi) if b.prior is None else self.law(b, b.prior, pieces, out[0]))
         return out
+
+    def law(self, b: Block, prior: Prior, pieces: Sequence[Tensor], population: Moments | Law) -> Law:
+        """The law of one block that follows the population's values."""
+        assert isinstance(population, Moments)
+        centre, first = population.loc[0], self.blocks[0]
+        away = centre - self.origin[first.index[0]]
+        m, d = b.index.shape
+        return Law(
+            parents=first.index[0],
+            centre=centre,
+            prior=prior.loc + prior.loc_slope @ away,
+            prior_slope=prior.loc_slope,
+            log_scale=prior.log_scale + prior.log_scale_slope @ away,
+            log_scale_slope=prior.log_scale_slope,
+            correlation=prior.correlation,
+            own=self.origin[b.index] + b.unit * pieces[0].reshape(m, d),
+            own_slope=SLOWER * b.unit[..., None] * pieces[3].reshape(m, d, -1) / first.unit[0],
+            likelihood=((-pieces[1]).exp().reshape(m, d) / b.unit)[..., None] * _lower(pieces[2], m, d),
+        )
 
     def block_moments(self, b: Block, pieces: Sequence[Tensor], phi: Tensor) -> Moments:
         """Those of one block from its ``pieces`` of ``phi``."""
@@ -186,9 +235,7 @@ class Guide:
         loc = self.origin[b.index] + b.unit * pieces[0].reshape(m, d)
         scale = b.unit * pieces[1].reshape(m, d).exp()
         if b.family == "full" and d > 1:
-            padded = torch.cat([b.unit.new_zeros(m, 1), pieces[2].reshape(m, -1)], dim=1)
-            below = padded[:, _triangle(d)].reshape(m, d, d) + b.unit.new_ones(d).diag()
-            return Moments(loc, scale, root=scale[..., None] * below)
+            return Moments(loc, scale, root=scale[..., None] * _lower(pieces[2], m, d))
         if b.family == "low_rank":
             first = LOADING * _pattern(m, d, b.rank).to(phi.dtype)
             return Moments(loc, scale, loadings=b.unit[..., None] * (first + pieces[2].reshape(m, d, -1)))
@@ -196,12 +243,11 @@ class Guide:
 
     def posterior(self, phi: Tensor) -> Posterior:
         """The guide at ``phi`` as a result."""
-        blocks = zip(self.blocks, self.moments(phi), strict=True)
-        return Posterior(self.mean(phi), tuple(Normal(b.plates, b.index, x.loc, x.scale_tril) for b, x in blocks))
-
-    def place(self, moved: list[Tensor]) -> Tensor:
-        """Put points and latents, in the order of the guide, into their positions in the vector."""
-        return torch.cat([*moved, self.origin[self.rest]])[self.order]
+        blocks = tuple(
+            arrow(b.plates, b.index, m) if isinstance(m, Law) else Normal(b.plates, b.index, m.loc, m.scale_tril)
+            for b, m in zip(self.blocks, self.moments(phi), strict=True)
+        )
+        return Posterior(self.mean(phi), blocks)
 
 
 def guide(origin: Tensor, points: Tensor, blocks: tuple[Block, ...], unit: Tensor) -> Guide:
@@ -237,7 +283,9 @@ def blocks_by_role(
         if not e.is_param:
             grouped.setdefault(tuple(sorted(e.plates)), []).append(e)
     out = []
-    for plates, members in grouped.items():
+    for plates, members in sorted(
+        grouped.items(), key=lambda g: bool(g[0])
+    ):  # others may follow the population's values
         index = torch.cat([_by_member(e, plates, graph.latents[e.name].event_dim) for e in members], dim=1)
         chosen, d = _family(family, plates), index.shape[1]
         if chosen == "full" and d > LARGEST_FULL:
@@ -268,6 +316,12 @@ def _family(family: str | Mapping[str, str], plates: tuple[str, ...]) -> str:
 def _pattern(m: int, d: int, rank: int) -> Tensor:
     """Loadings to start from: any that are not zero and differ between factors, shape (M, D, R)."""
     return torch.outer(torch.arange(1.0, d + 1), torch.arange(1.0, rank + 1)).cos().expand(m, d, rank)
+
+
+def _lower(below: Tensor, m: int, d: int) -> Tensor:
+    """Lower triangular matrices with ones on the diagonal, shape (M, D, D), from what is below it."""
+    padded = torch.cat([below.new_zeros(m, 1), below.reshape(m, -1)], dim=1)
+    return padded[:, _triangle(d)].reshape(m, d, d) + below.new_ones(d).diag()
 
 
 def _triangle(d: int) -> Tensor:

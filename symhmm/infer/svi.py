@@ -61,7 +61,8 @@ def run(
     draws B other members, and moves their own latents only; see `symhmm.infer.minibatch`.
 
     Args:
-        guide: ``full``, a full covariance for the latents of each member of a plate, ``meanfield``, ``low_rank``, or one
+        guide: ``full``, a full covariance for the latents of each member of a plate, which follow the population's values
+            where these have priors (see `symhmm.infer.arrows`), ``meanfield``, ``low_rank``, or one
             of these for each plate by name; a network (`symhmm.infer.amortised.Amortised`); or a Pyro guide, written by
             hand or an autoguide (`symhmm.infer.pyro_guide`).
         objective: ``elbo``, or ``iwelbo`` for the importance-weighted bound of ``particles`` draws (8 by default).

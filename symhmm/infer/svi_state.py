@@ -10,6 +10,7 @@ from torch import Tensor
 
 from symhmm.errors import FitError
 from symhmm.infer.amortised import Amortised, amortised
+from symhmm.infer.arrows import following
 from symhmm.infer.guide import blocks_by_role, guide
 from symhmm.infer.minibatch import Minibatches, minibatches
 from symhmm.infer.objective import AnyGuide, Gradient
@@ -109,6 +110,7 @@ def build(goal: Target, options: Options, unit: Tensor) -> AnyGuide:
     if callable(wanted):
         return pyro_guide(wanted, goal, parameters(goal), unit, options.seed)
     blocks = blocks_by_role(goal.entries, goal.density.graph, wanted)
+    blocks, unit = following(goal, blocks, unit, minibatches(goal.density))
     return guide(goal.start, parameters(goal), blocks, unit)
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,7 @@ ELBO_EVIDENCE = "ELBO (lower bound of the log-evidence)"
 MEAN_LOG_POSTERIOR = "log-posterior density, mean of the draws"
 LAPLACE = "log-likelihood (Laplace)"
 LAPLACE_POSTERIOR = "log-posterior density (effects by Laplace)"
+AVERAGED = 500  # draws over which variances are averaged where no formula gives them
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,18 @@ class Normal:
     loc: Tensor
     scale_tril: Tensor
 
+    def draw(self, vectors: Tensor, noise: Tensor) -> Tensor:
+        """Values from standard normal ``noise`` of shape (draws, members, D); they depend on nothing in ``vectors``."""
+        return self.loc + (self.scale_tril @ noise[..., None])[..., 0]
+
+    def variance(self, vectors: Tensor) -> Tensor:
+        """Of each value, shape (members, D), whatever is in ``vectors``."""
+        return self.scale_tril.square().sum(-1)
+
+    def moved(self, target: Tensor) -> "Normal":
+        """The same at other positions: what was at i is at ``target[i]``."""
+        return replace(self, index=target[self.index])
+
 
 class Drawable(Protocol):
     """A posterior of any kind; ``blocks`` are empty where it is none of normal distributions."""
@@ -156,7 +170,7 @@ class Posterior:
 
     Args:
         vector: shape (size,), the points and the means of all blocks.
-        blocks: independent of each other.
+        blocks: independent of each other, but for those that depend on the population's values, which stand before them.
     """
 
     vector: Tensor
@@ -168,20 +182,25 @@ class Posterior:
         out = self.vector.expand(draws, -1).clone()
         for b in self.blocks:
             noise = torch.randn(draws, *b.loc.shape, generator=generator, dtype=b.loc.dtype)
-            out[:, b.index.reshape(-1)] = (b.loc + (b.scale_tril @ noise[..., None])[..., 0]).reshape(draws, -1)
+            out[:, b.index.reshape(-1)] = b.draw(out, noise).reshape(draws, -1)
         return out
 
     def permuted(self, source: Tensor) -> "Posterior":
         """The same posterior with coordinate ``source[i]`` as number i."""
         target = torch.argsort(source)
-        return Posterior(self.vector[source], tuple(replace(b, index=target[b.index]) for b in self.blocks))
+        return Posterior(self.vector[source], tuple(b.moved(target) for b in self.blocks))
 
-    @property
+    @cached_property
     def sd(self) -> Tensor:
-        """Standard deviation of each unconstrained coordinate, shape (size,); zero for points."""
-        out = torch.zeros_like(self.vector)
+        """Standard deviation of each unconstrained coordinate, shape (size,); zero for points.
+
+        That of effects which depend on the population's values is a mean over draws of these.
+        """
+        out, vectors = torch.zeros_like(self.vector), self.vector[None]
+        if len({type(b) for b in self.blocks}) > 1:
+            vectors = self.sample(AVERAGED)
         for b in self.blocks:
-            out[b.index.reshape(-1)] = b.scale_tril.square().sum(-1).sqrt().reshape(-1)
+            out[b.index.reshape(-1)] = b.variance(vectors).sqrt().reshape(-1)
         return out
 
 
