@@ -144,3 +144,14 @@ def test_a_saved_fit_draws_as_before(tmp_path):
     assert torch.equal(after.sample(5), before.sample(5))
     assert torch.equal(after.sd, before.sd)
     assert str(loaded.fixed_effects()) == str(fit.fixed_effects())
+
+
+def test_a_prior_whose_slope_is_not_finite_is_a_result():
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(cf.real(0.0), 1.0))
+        with pyro.plate("group", len(y)):
+            b = pyro.sample("b", dist.Normal(mu, 1.0, validate_args=False))
+            pyro.sample("c", dist.Normal(mu * torch.nan, 1.0, validate_args=False))
+            pyro.sample("y", dist.Normal(b, 1.0), obs=y)
+
+    assert not svi.run(compile(model, cf.real([0.0, 1.0, 2.0]))).status.ok

@@ -93,7 +93,8 @@ def _moments(goal: Target, densities: list[Density], u: Tensor, e: Entry, index:
     zero = u.new_zeros(m, d)
     first = _slope(goal, densities, u, e, index, zero)
     precision = torch.stack([first - _slope(goal, densities, u, e, index, zero + x) for x in torch.eye(d).to(u)], -1)
-    return torch.linalg.lstsq(precision, first[..., None]).solution[..., 0], precision
+    # Not every prior is normal, nor every slope finite: `_is_normal` looks at what this gives.
+    return torch.linalg.solve_ex(precision, first[..., None])[0][..., 0], precision
 
 
 def _slope(goal: Target, densities: list[Density], u: Tensor, e: Entry, index: Tensor, x: Tensor) -> Tensor:
