@@ -255,7 +255,7 @@ class Questions(ABC):
             empty = Labelled(plate, torch.zeros(x.size), (plate,))
             ids |= named(empty, self.data, *self._frames(), self.states).labels
         if self.states:
-            ids["state"] = self.states
+            ids |= dict.fromkeys(("state", "from_state", "to_state"), self.states)
         return inference_data.inference_data(
             self.density, found, by=by, order=order, order_by=order_by, predictive=predictive, seed=seed, labels=ids
         )

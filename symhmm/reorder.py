@@ -46,6 +46,9 @@ class Moved:
         """The same posterior with coordinate ``source[i]`` as number i."""
         return Moved(self.of, self.vector[source], lambda x: self.move(x)[..., source])
 
+    def __repr__(self) -> str:
+        return f"Moved({type(self.of).__name__}, {len(self.vector)} coordinates)"
+
 
 def ordered(estimate: Estimate, density: Density, found: Symmetry, order: Tensor) -> Estimate:
     """The estimate with state ``order[k]`` as number k; the density does not tell one order from another.

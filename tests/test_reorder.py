@@ -176,3 +176,15 @@ def test_starts_that_differ_by_the_order_of_states_found_one_optimum(y):
     a, b = (f.ordered(by="loc").values for f in fits)
     for n in a:
         assert_close(a[n], b[n], rtol=1e-3, atol=1e-3)
+
+
+def test_arviz_knows_the_names_of_states(y):
+    """Values that number states, rows and columns alike, are found by the names of the states."""
+    pytest.importorskip("arviz")
+    fit = symhmm.fit(program, y, True, method="nuts", draws=20, tune=60, chains=1, progress=False)
+    named = fit.ordered(by="loc").with_states("low", "middle", "high")
+    found = named.to_arviz().posterior
+    middle = named.drawn_chains(20)["table"][0, :, 1, 2]
+    assert_close(torch.tensor(found["table"].sel(from_state="middle", to_state="high").values).flatten(), middle)
+    loc = [float(found["loc"].sel(state=s).median()) for s in ("low", "middle", "high")]
+    assert loc == sorted(loc)
