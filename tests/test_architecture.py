@@ -16,8 +16,8 @@ FLOORS: list[dict[str, str]] = [
     {"": "semiring graph", "distributions": "special chain circular positive unit counts atoms vectors"},
     {
         "chains": "layout reference jit careful joins simd transpose lane_steps lanes_forward lanes_backward passes"
-        " best_lanes sizes threads places prepared cpu segments stages stage_steps staged best_path cpu_best cuda_steps cuda registered"
-        " operator path_steps paths ranked_steps ranked filter_steps filters"
+        " best_lanes sizes threads places prepared cpu segments stages stage_steps staged best_path cpu_best cuda_steps cuda"
+        " registered operator path_steps paths ranked_steps ranked filter_steps filters"
     },
     {
         "capture": "names marks time_index tracking inputs loops records stack verify observations enumeration giving"
