@@ -14,6 +14,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+DTYPE = torch.get_default_dtype()  # fixtures of a whole module set another one before the first test of theirs
 
 # Drawn examples are the same in every run, so that a red test is red for everyone; deadlines would measure the machine.
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, print_blob=True, max_examples=40)
@@ -23,12 +24,11 @@ hypothesis.settings.load_profile("house")
 @pytest.fixture(autouse=True)
 def fresh_start() -> Iterator[None]:
     """Seeds the generators, empties Pyro's parameter store, and gives back the default dtype afterwards."""
-    dtype = torch.get_default_dtype()
     pyro.clear_param_store()
     torch.manual_seed(0)
     np.random.seed(0)
     yield
-    torch.set_default_dtype(dtype)
+    torch.set_default_dtype(DTYPE)
     pyro.clear_param_store()
 
 
