@@ -13,7 +13,7 @@ MOST_LINES = 400
 # Inside a room a module may import those to its left. Rooms on one floor are strangers.
 FLOORS: list[dict[str, str]] = [
     {"": "errors"},
-    {"": "semiring graph", "distributions": "special chain circular positive unit counts atoms vectors"},
+    {"": "semiring graph recorder", "distributions": "special chain circular positive unit counts atoms vectors"},
     {
         "chains": "layout reference jit careful joins simd transpose lane_steps lanes_forward lanes_backward passes"
         " best_lanes sizes threads places prepared cpu segments stages stage_steps staged best_path cpu_best cuda_steps cuda"
@@ -26,7 +26,7 @@ FLOORS: list[dict[str, str]] = [
     {"compiler": "steps order plan lower arguments step layout roles density expected marginal"},
     {"tables": "results arrow states support read gaps frame labels cells data naming scan formula design"},
     {
-        "posterior": "series ends evaluated emissions mixture marginals traceback kbest decode prefix blocks pointwise forecast"
+        "posterior": "series ends evaluated emissions filler mixture marginals traceback kbest decode prefix blocks pointwise forecast"
         " curves align forward simulate checks by_draws residuals inference_data"
     },
     {

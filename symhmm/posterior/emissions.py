@@ -127,6 +127,27 @@ def emissions(density: Density, values: Values) -> dict[str, Emission]:
     return out
 
 
+def observed_values(density: Density) -> Density:
+    """The program compiled with each observed site answering, in place of its log-density, with the sum of its value.
+
+    Raises:
+        GraphError: the density was made of a factor graph.
+    """
+    program = density.program
+    if isinstance(program, FactorGraph):
+        raise GraphError("a factor graph knows no observations.", suggestion="compile a program")
+
+    def make() -> Callable[..., None]:
+        def numbers(*args: Any, **kwargs: Any) -> None:
+            with _Values():
+                program(*args, **kwargs)
+
+        return numbers
+
+    args, kwargs = density.arguments.rebuild(density.data[: len(density.arguments.tensors)])
+    return compile(density.compiled.once("observed values", make), *args, **kwargs)
+
+
 def _recipe(site: str, recipes: Mapping[str, Recipe], graph: FactorGraph) -> Recipe:
     if site in recipes:
         return recipes[site]
@@ -138,6 +159,25 @@ def _recipe(site: str, recipes: Mapping[str, Recipe], graph: FactorGraph) -> Rec
     return fitting[0]
 
 
+def _observation(msg: dict[str, Any]) -> Any:
+    """The distribution of an observed site without its masks; None for other sites."""
+    fn = msg["fn"]
+    if not msg["is_observed"] or type(fn).__name__ in ("Unit", "_Subsample"):
+        return None
+    while isinstance(fn, MaskedDistribution):
+        fn = fn.base_dist
+    return fn
+
+
+class _Values(Messenger):
+    """Observed sites answer with their value."""
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        fn = _observation(msg)
+        if fn is not None:
+            msg["fn"], msg["mask"] = _Sum(fn, torch.tensor([0]), ()), None
+
+
 class _Numbers(Messenger):
     """Observed sites answer with one of the numbers that their distributions are made of."""
 
@@ -146,11 +186,9 @@ class _Numbers(Messenger):
         self.which, self.recipes = which, recipes
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if not msg["is_observed"] or type(msg["fn"]).__name__ in ("Unit", "_Subsample"):
+        fn = _observation(msg)
+        if fn is None:
             return
-        fn = msg["fn"]
-        while isinstance(fn, MaskedDistribution):
-            fn = fn.base_dist
         recipe, tensors = taken(fn, str(msg["name"]))
         self.recipes[str(msg["name"])] = recipe
         msg["fn"], msg["mask"] = _Number(fn, self.which, tensors), None
@@ -172,7 +210,7 @@ class _Number(TorchDistribution):
         return constraints.independent(constraints.real, self.event_dim) if self.event_dim else constraints.real
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "_Number":
-        return _Number(self.base.expand(batch_shape), self.which, self.tensors)
+        return type(self)(self.base.expand(batch_shape), self.which, self.tensors)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         return self.base.sample(torch.Size(sample_shape))
@@ -183,6 +221,14 @@ class _Number(TorchDistribution):
         dtype = next((x.dtype for x in self.tensors if x.is_floating_point()), torch.get_default_dtype())
         found = torch.stack([x.to(dtype).expand(self.batch_shape) for x in self.tensors])
         return found.index_select(0, which).squeeze(0)
+
+
+class _Sum(_Number):
+    """A distribution whose ``log_prob`` is the value, its elements added up."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        total = value.flatten(-self.event_dim).sum(-1) if self.event_dim else value
+        return total.to(torch.get_default_dtype()).expand(self.batch_shape)
 
 
 def taken(fn: Any, site: str) -> tuple[Recipe, list[Tensor]]:

@@ -18,6 +18,7 @@ from symhmm.graph import Factor, FactorGraph
 from symhmm.posterior.emissions import emissions, taken
 from symhmm.posterior.ends import Ends
 from symhmm.posterior.evaluated import Evaluated, Values, evaluated
+from symhmm.posterior.filler import other_filler
 from symhmm.posterior.marginals import impossible, smooth_at
 from symhmm.posterior.mixture import QUANTITY, Mixture
 from symhmm.posterior.prefix import the_loop
@@ -43,7 +44,7 @@ def predict(
     Without ``future`` the time axis runs on without observations, so that effects, coupled chains and histories are those of
     the program; nothing may change over time then. With ``future``, the same program on data with more steps, masked, the
     forecast is the posterior of these steps: exact for any program, and covariates are those that were given. What a
-    program computes from its own data (``y[t - 1]``) is computed from the data given, masked or not.
+    program computes from its own data (``y[t - 1]``) is computed from what was observed, and refused where that ends.
 
     Args:
         values: constrained parameters and continuous latents; several of them, such as draws, are averaged over.
@@ -59,7 +60,7 @@ def predict(
 
     Raises:
         GraphError: a site depends on time or on covariates, whose future is not given; the future is shorter than the
-            horizon; there is no time loop or no such site.
+            horizon; a site depends on observations of the future, which are not known; there is no time loop or no such site.
 
     >>> import symhmm, pyro, pyro.distributions as dist
     >>> def model():
@@ -78,11 +79,14 @@ def predict(
     found = [_Ahead.of(longer, v, horizon, future is not None) for v in every]
     states, streams = found[0].asked(sites)
     rows = [x.states(states) for x in found]
+    mixtures = {site: [x.mixture(site) for x in found] for site in streams}
+    if future is not None:
+        _refuse_filler(found[0], rows[0], {site: x[0] for site, x in mixtures.items()})
     out = dict(rows[0].items())
     for n, x in out.items():
         out[n] = replace(x, values=torch.stack([r[n].values for r in rows]).mean(0))
     for site in streams:
-        out[site] = _observation(site, [x.mixture(site) for x in found], found[0], quantiles, seed)
+        out[site] = _observation(site, mixtures[site], found[0], quantiles, seed)
     return Answers(f"{horizon} steps ahead", out)
 
 
@@ -202,6 +206,31 @@ class _Ahead:
     @property
     def labels(self) -> dict[str, tuple[Any, ...]]:
         return {AHEAD: tuple(range(1, self.horizon + 1))}
+
+
+def _refuse_filler(first: _Ahead, states: Answers, mixtures: Mapping[str, Mixture]) -> None:
+    """Raise `GraphError` where a forecast depends on what stands in the data after the last observation."""
+    for other in other_filler(first.density, first.values, first.at, first.loop):
+        again = _Ahead.of(other.density, first.values, first.horizon, True)
+        pairs = {n: [(states[n].values, x.values)] for n, x in again.states(list(states)).items()}
+        for site, mine in mixtures.items():
+            its = again.mixture(site)
+            numbers = (taken(m.components, site)[1] for m in (mine, its))
+            pairs[site] = [(mine.weights, its.weights), *zip(*numbers, strict=True)]
+        for site, tensors in pairs.items():
+            same = torch.ones(first.horizon, dtype=torch.bool)
+            for a, b in tensors:
+                # Transitions behind a step sum to one, up to rounding.
+                rounding = torch.finfo(b.dtype).eps ** 0.5
+                same &= torch.isclose(a, b, rounding, rounding, equal_nan=True).flatten(1).all(1)
+            if not bool(same.all()):
+                k = int(same.int().argmin()) + 1
+                raise GraphError(
+                    f"the forecast of {site!r} {k} steps ahead depends on observations that are not there.",
+                    details=[f"the program computes it from {', '.join(other.arguments)} after the last observation"],
+                    suggestion=(f"a horizon of {k - 1}; for more, " if k > 1 else "")
+                    + "data in which drawn observations stand in these places, unmasked",
+                )
 
 
 def _observation(site: str, found: list[Mixture], first: _Ahead, quantiles: Sequence[float], seed: int) -> Labelled:
