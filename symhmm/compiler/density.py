@@ -20,6 +20,7 @@ from symhmm.compiler.step import Constants, Step, trace
 from symhmm.compiler.steps import Plan
 from symhmm.errors import ProgramError, StructureDependsOnInput, SymhmmWarning
 from symhmm.graph import FactorGraph
+from symhmm.memory import keep_freed_memory
 
 Values = Mapping[str, Tensor]
 T = TypeVar("T")
@@ -262,6 +263,7 @@ def compile(
         ProgramError, ShapeError, DataError: the program or its data cannot be captured; the text names the site.
         IntractableError: exact summation is out of reach; the text names sites, plate and the number of joint states.
     """
+    keep_freed_memory()
     arguments = take_apart(args, kwargs)
     key = (arguments.signature, strategy, memory_limit)
     cache = _cache_of(program)
