@@ -25,7 +25,7 @@ from symhmm.infer.pilot import CLIMBS, PILOT, Ground, pilot, starting_point
 from symhmm.infer.progress import Listener, Reporter
 from symhmm.infer.sampler import Chain, chain_from, require_nutpie, sample
 from symhmm.infer.target import Array, Target, target
-from symhmm.infer.verdict import CONTINUE, not_finite
+from symhmm.infer.verdict import CONTINUE, without_start
 from symhmm.infer.whiten import Whitening
 from symhmm.tables.results import MEAN_LOG_POSTERIOR, Estimate, Optima, Status
 
@@ -113,7 +113,7 @@ def run(
     try:
         state = _restored(goal, noncentred, native, saved) if saved else init(goal, noncentred, options, native, report)
         if state is None:
-            return _not_finite(goal, began)
+            return without_start(goal, "nuts", MEAN_LOG_POSTERIOR, time.perf_counter() - began)
         file.write(_saved(state))
         state, stopped = step(state, options, cores, report, lambda s: file.write(_saved(s)))
     except KeyboardInterrupt:
@@ -262,23 +262,6 @@ def _draws(goal: Target, ground: Ground, points: Array, value: Array) -> tuple[T
 
 def _counts(goal: Target) -> dict[str, int]:
     return {e.name: e.stop - e.start for e in goal.entries if not e.plates}
-
-
-def _not_finite(goal: Target, began: float) -> Estimate:
-    values = goal.values(goal.start)
-    return Estimate(
-        method="nuts",
-        values=values,
-        vector=goal.start,
-        objective=-np.inf,
-        objective_name=MEAN_LOG_POSTERIOR,
-        trace=torch.zeros(0),
-        status=not_finite(goal, values),
-        n_evaluations=0,
-        seconds=time.perf_counter() - began,
-        counts=_counts(goal),
-        fixed=tuple(goal.fixed),
-    )
 
 
 def _saved(state: State) -> dict[str, Any]:

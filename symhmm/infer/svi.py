@@ -20,7 +20,7 @@ from symhmm.infer.objective import objective as captured_objective
 from symhmm.infer.progress import Listener, Reporter
 from symhmm.infer.svi_state import WARM, Options, Schedule, State, assemble, parameters, restored, saved
 from symhmm.infer.target import Target, target
-from symhmm.infer.verdict import not_finite, of_guide
+from symhmm.infer.verdict import of_guide, without_start
 from symhmm.infer.warm import curvature_units, warm_start
 from symhmm.tables.results import ELBO, ELBO_EVIDENCE, Estimate, Optima
 
@@ -94,7 +94,8 @@ def run(
     stopped = False
     state = init(goal, options) if before is None else restored(goal, options, before)
     if not state.optima.objectives or not np.isfinite(max(state.optima.objectives)):
-        return _not_finite(state, options, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        return without_start(goal, "svi", ELBO, seconds, evaluations=state.evaluations, optima=state.optima)
     report = Reporter(progress, "svi", options.steps, state.done)
     try:
         while not finished(state, options):
@@ -269,24 +270,5 @@ def _estimate(state: State, options: Options, stopped: bool, seconds: float) -> 
         optima=state.optima,
         posterior=posterior,
         marginal=found.marginal,
-        fixed=tuple(goal.fixed),
-    )
-
-
-def _not_finite(state: State, options: Options, seconds: float) -> Estimate:
-    goal = state.goal
-    values = goal.values(goal.start)
-    return Estimate(
-        method="svi",
-        values=values,
-        vector=goal.start,
-        objective=-np.inf,
-        objective_name=ELBO,
-        trace=torch.zeros(0),
-        status=not_finite(goal, values),
-        n_evaluations=state.evaluations,
-        seconds=seconds,
-        counts={e.name: e.stop - e.start for e in goal.entries if not e.plates},
-        optima=state.optima,
         fixed=tuple(goal.fixed),
     )

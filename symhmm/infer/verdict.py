@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from symhmm.infer.information import at_edge, endless
@@ -10,7 +11,7 @@ from symhmm.infer.lbfgs import Ascent
 from symhmm.infer.objective import AnyGuide
 from symhmm.infer.occupied import unused_states
 from symhmm.infer.target import Target
-from symhmm.tables.results import Drawable, Status, label
+from symhmm.tables.results import Drawable, Estimate, Optima, Status, label
 
 COLLAPSED = 1e-4  # standard deviation on the unconstrained scale
 NOTHING = 0.05  # share of an effect's variance between members below which its spread counts as near zero
@@ -87,6 +88,33 @@ def not_finite(goal: Target, values: Mapping[str, Tensor]) -> Status:
     causes = sites or ("each site alone is finite: their sum or its gradient is not",)
     return Status(
         False, "the density is not finite at any start", causes, "other starting values, or check the data there"
+    )
+
+
+def without_start(
+    goal: Target,
+    method: str,
+    objective_name: str,
+    seconds: float,
+    *,
+    evaluations: int = 0,
+    optima: Optima | None = None,
+) -> Estimate:
+    """What a driver returns that could not begin: the program's own start, and where the density is not finite there."""
+    values = goal.values(goal.start)
+    return Estimate(
+        method=method,
+        values=values,
+        vector=goal.start,
+        objective=-np.inf,
+        objective_name=objective_name,
+        trace=torch.zeros(0),
+        status=not_finite(goal, values),
+        n_evaluations=evaluations,
+        seconds=seconds,
+        counts={e.name: e.stop - e.start for e in goal.entries if not e.plates},
+        optima=optima or Optima(),
+        fixed=tuple(goal.fixed),
     )
 
 
