@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints, transform_to
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode
 
 from symhmm.errors import ValuesError
+from symhmm.recorder import tracing, untraced
 
 
 class Inputs:
@@ -65,7 +65,7 @@ def initial_param(name: str, value: Tensor, constraint: constraints.Constraint) 
     Raises:
         ValuesError: there is no such point, as for a negative value of a positive parameter.
     """
-    with torch.no_grad(), disable_proxy_modes_tracing():
+    with torch.no_grad(), untraced():
         value = value.detach().clone()
         if bool(constraint.check(value).all()):
             return value
@@ -90,9 +90,9 @@ def initial_latent(fn: Any, shape: torch.Size) -> Tensor:
     Raises:
         ValuesError: while tracing, when a value must be given.
     """
-    if get_proxy_mode() is not None:
+    if tracing():
         raise ValuesError("a continuous latent has no value while the program is traced.", suggestion="pass values=")
-    with torch.no_grad(), disable_proxy_modes_tracing():
+    with torch.no_grad(), untraced():
         mean = _mean(fn)
         if mean is not None:
             extra = mean.dim() - len(shape)

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 
@@ -27,10 +26,16 @@ class Mark:
 
 def get_mark(run: object, x: Tensor) -> Mark:
     """What is known of ``x`` in ``run``; views share what is known of their base."""
-    with torch._C.DisableTorchFunction():
-        base = x._base
-    found = (getattr(t, "_symhmm_mark", None) for t in (x, base) if t is not None)
-    return union(run, (mark for mark in found if mark is not None and mark.run is run))
+    own, base = _found(run, x), x._base
+    other = None if base is None else _found(run, base)
+    if own is None or other is None:
+        return own or other or union(run, ())
+    return union(run, (own, other))
+
+
+def _found(run: object, x: Tensor) -> Mark | None:
+    mark: Mark | None = getattr(x, "_symhmm_mark", None)
+    return mark if mark is not None and mark.run is run else None
 
 
 def set_mark(x: Tensor, mark: Mark) -> None:
@@ -45,12 +50,11 @@ def union(run: object, marks: Iterable[Mark]) -> Mark:
     >>> sorted(union(run, [Mark(run, frozenset({"a"})), Mark(run, frozenset({"b"}))]).sites)
     ['a', 'b']
     """
-    marks = list(marks)
-    if len(marks) == 1:
-        return marks[0]
-    return Mark(
-        run,
-        frozenset().union(*(m.sites for m in marks)),
-        frozenset().union(*(m.carried for m in marks)),
-        next((m.level for m in reversed(marks) if m.level is not None), None),
-    )
+    known = None
+    for m in marks:
+        if known is None or not (known.sites or known.carried or known.level is not None):
+            known = m
+        elif m is not known and (m.sites or m.carried or m.level is not None):
+            level = known.level if m.level is None else m.level
+            known = Mark(run, known.sites | m.sites, known.carried | m.carried, level)
+    return Mark(run) if known is None else known

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
@@ -83,7 +84,7 @@ def check_values(name: str, fn: Any, value: Tensor, mask: Tensor | bool | None, 
     ):
         return
     # Such supports also expect values of the full shape.
-    batch = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
+    batch = broadcast_shape(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])
     full = value.expand(batch + value.shape[value.dim() - fn.event_dim :])
     inside = _whole(torch.as_tensor(fn.support.check(full)), levels)
     if inside is None or bool(inside.all()):

@@ -13,7 +13,6 @@ from pyro.poutine.markov_messenger import MarkovMessenger
 from pyro.poutine.runtime import _DIM_ALLOCATOR, _PYRO_PARAM_STORE, _PYRO_STACK
 from torch import Tensor
 from torch.distributions import Distribution
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils._pytree import tree_map
 
 from symhmm.capture.factors import factor_graph
@@ -29,6 +28,7 @@ from symhmm.capture.verify import full_length, windows
 from symhmm.capture.verify import verify as verify_steps
 from symhmm.errors import ProgramError, ShapeError, SymhmmError, SymhmmWarning
 from symhmm.graph import FactorGraph, Recipe
+from symhmm.recorder import tracing
 
 # Pyro's handlers are global state: one capture at a time.
 _LOCK = threading.RLock()
@@ -202,8 +202,7 @@ def _run(call: _Call, recipe: Recipe, schedule: Schedule | None = None) -> Resul
     """Run the program once and return what it left behind."""
     position = Position()
     tracker = Tracker(position, recipe.fresh)
-    tracing = get_proxy_mode() is not None
-    validate = call.check and not tracing
+    validate = call.check and not tracing()
     runner = LoopRunner(
         position, recipe.tier == "vector", recipe.peel, schedule, lambda on: _set_validation(on and validate)
     )

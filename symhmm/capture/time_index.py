@@ -16,10 +16,10 @@ from torch._C._functorch import (
     maybe_get_level,
 )
 from torch._functorch.vmap import vmap_increment_nesting
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from symhmm.capture.marks import Mark, set_mark
 from symhmm.capture.names import Names
+from symhmm.recorder import tracing as being_traced
 
 # A branch such as `if t < 3` is followed by running that many more steps one by one, up to this many.
 MOST_PEELED = 16
@@ -212,7 +212,7 @@ def select(x: Tensor, index: Any, read: Callable[[Tensor], int]) -> Tensor:
         read: makes an integer of a tensor in a slice.
     """
     entries = list(index) if isinstance(index, tuple) else [index]
-    tracing = get_proxy_mode() is not None
+    tracing = being_traced()
     if not any(_moves(e, tracing) for e in entries):
         return torch.Tensor.__getitem__(x, index)
     entries = _without_ellipsis(entries, x.dim())

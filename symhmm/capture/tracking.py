@@ -5,20 +5,19 @@ and the vectorised loop in which it is batched. These marks decide what shapes c
 belongs to, whether a value was carried over more steps than the history, whether it outlived its loop.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C._functorch import is_batchedtensor
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, get_proxy_slot
 from torch.overrides import TorchFunctionMode
 
 from symhmm.capture.marks import Mark, get_mark, set_mark, union
 from symhmm.capture.names import Names
-from symhmm.capture.time_index import Level, NotVectorisable, TimeIndex, innermost, select
-from symhmm.errors import StructureDependsOnInput
+from symhmm.capture.time_index import Level, NotVectorisable, TimeIndex, select
+from symhmm.recorder import SHAPE_ONLY, require_constant, tracing, untraced
 
 _SCALARS: dict[Callable[..., Any], Callable[[Any], Any]] = {
     torch.Tensor.__bool__: bool,
@@ -38,14 +37,18 @@ _EXPORTS = {
     torch.allclose,
     torch.Tensor.allclose,
 }
-# Reading these makes no new tensor.
-_ATTRIBUTES = {torch.Tensor._base.__get__, torch.Tensor.grad.__get__}  # type: ignore[union-attr]
-# These look at the shape of a tensor, not at what it holds.
-_SHAPE_ONLY = {
-    "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like",
-    "new_zeros", "new_ones", "new_full", "new_empty", "new_tensor",
+# What these return holds no numbers: they are asked so often that nothing else is looked at.
+_ASIDE = {
+    *(getattr(torch.Tensor, name).__get__ for name in (
+        "_base", "grad", "shape", "dtype", "device", "layout", "ndim", "requires_grad", "is_leaf", "grad_fn", "_version",
+    )),
+    *(getattr(torch.Tensor, name) for name in (
+        "dim", "size", "stride", "numel", "is_floating_point", "is_complex", "is_contiguous", "__len__", "__hash__",
+    )),
+    torch.is_floating_point, torch.is_complex, torch.numel,
 }  # fmt: skip
-_FRESH = {"zeros", "ones", "full", "empty", "eye", "clone"} | _SHAPE_ONLY
+_FRESH = {"zeros", "ones", "full", "empty", "eye", "clone"} | SHAPE_ONLY
+_NONE: frozenset[str] = frozenset()
 _IN_PLACE = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__iand__", "__ior__", "__ixor__"}
 
 
@@ -60,7 +63,10 @@ class Position:
 
     def concrete_loops(self) -> frozenset[str]:
         """Loops that will be vectorised and stand in one of their first, concrete steps."""
-        return frozenset(loop for loop, role, _ in self.steps if role == "init")
+        for _, role, _ in self.steps:
+            if role == "init":
+                return frozenset(loop for loop, role, _ in self.steps if role == "init")
+        return _NONE
 
 
 class Tracker(TorchFunctionMode):
@@ -81,33 +87,34 @@ class Tracker(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func in _ASIDE:
+            return func(*args, **kwargs)
         if getattr(func, "__self__", None) is torch.Tensor.data:
             func = torch.Tensor.detach  # .data has no batching rule
-        if func in _ATTRIBUTES:
-            return func(*args, **kwargs)
         if self.instead:
             args, kwargs = _map((args, kwargs), self._substitute)
-        inputs = tuple(_tensors((args, kwargs)))
-        for x in inputs:
-            level = self.mark(x).level
-            if level is not None and not level.open:
-                raise NotVectorisable("a value computed inside the loop is used after it")
+        inputs: list[Tensor] = []
+        timed = _sort(args, inputs) | (_sort(kwargs, inputs) if kwargs else False)
+        marks = [self.mark(x) for x in inputs]
+        if any(mark.level is not None and not mark.level.open for mark in marks):
+            raise NotVectorisable("a value computed inside the loop is used after it")
         if func in _SCALARS:
             return self._scalar(func, args[0])
-        if func in _EXPORTS and get_proxy_mode() is not None:
+        if func in _EXPORTS and tracing():
             for x in inputs:
-                require_constant(func, x)
-            with disable_proxy_modes_tracing():
+                require_constant(getattr(func, "__name__", "a function"), x)
+            with untraced():
                 return func(*args, **kwargs)
-        return self._marked(func, inputs, self._call(func, args, kwargs), args, kwargs)
+        if timed and func is not torch.Tensor.__getitem__:
+            device = inputs[0].device if inputs else None
+            args, kwargs = _map((args, kwargs), lambda x: x.tensor(device) if isinstance(x, TimeIndex) else x)
+        return self._marked(func, inputs, marks, self._call(func, args, kwargs), args, kwargs)
 
     def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
         if func is torch.Tensor.__getitem__:
             return select(args[0], args[1], lambda x: self._scalar(torch.Tensor.__index__, x))
         if func is torch.Tensor.__iter__:
             return list(torch.Tensor.unbind(args[0]))
-        device = next((x.device for x in _tensors((args, kwargs))), None)
-        args, kwargs = _map((args, kwargs), lambda x: x.tensor(device) if isinstance(x, TimeIndex) else x)
         if not self.position.levels:
             return func(*args, **kwargs)
         if func is torch.Tensor.__setitem__ and not isinstance(args[2], Tensor):
@@ -138,18 +145,29 @@ class Tracker(TorchFunctionMode):
         """What is known of anything computed from ``tensors``."""
         return union(self.run, [self.mark(x) for x in tensors])
 
-    def _marked(self, func: Any, inputs: tuple[Tensor, ...], out: Any, args: Any, kwargs: Any) -> Any:
+    def _marked(self, func: Any, inputs: list[Tensor], marks: list[Mark], out: Any, args: Any, kwargs: Any) -> Any:
         name = getattr(func, "__name__", "")
         changed = _in_place_target(name, args, kwargs)
-        targets = [x for x in _tensors(out) if not any(x is y for y in inputs)] if changed is None else [changed]
-        if not targets:
-            return iter(out) if func is torch.Tensor.__iter__ else out
-        known = union(self.run, [] if name in _SHAPE_ONLY else [self.mark(x) for x in inputs])
-        made = frozenset() if self.quiet else self.position.concrete_loops()
-        level = self.position.levels[-1] if self.position.levels else None
-        for x in targets:
-            mark = Mark(self.run, known.sites, known.carried | made, level if is_batchedtensor(x) else None)
-            if mark.sites or mark.carried or mark.level is not None:
+        made: list[Tensor] = []
+        if changed is not None:
+            made.append(changed)
+        else:
+            _sort((out,), made)
+            made = [x for x in made if not any(x is y for y in inputs)]
+        if made:
+            known = union(self.run, () if name in SHAPE_ONLY else marks)
+            first = _NONE if self.quiet else self.position.concrete_loops()
+            carried = known.carried | first if first else known.carried
+            level = self.position.levels[-1] if self.position.levels else None
+            for x in made:
+                own = level if level is not None and is_batchedtensor(x) else None
+                if not (known.sites or carried or own is not None):
+                    continue
+                mark = (
+                    known
+                    if carried is known.carried and own is known.level
+                    else Mark(self.run, known.sites, carried, own)
+                )
                 set_mark(x, mark)
                 if changed is not None and x._base is not None:
                     set_mark(x._base, union(self.run, (mark, self.mark(x._base))))
@@ -157,9 +175,9 @@ class Tracker(TorchFunctionMode):
 
     def _scalar(self, func: Any, x: Tensor) -> Any:
         """Truth value or number: read where it is no graph input and the same at all steps, refused otherwise."""
-        if get_proxy_mode() is not None:
-            require_constant(func, x)
-        with disable_proxy_modes_tracing():
+        if tracing():
+            require_constant(getattr(func, "__name__", "a function"), x)
+        with untraced():
             levels = [level for level in self.position.levels if level.holds(x)]
             if not levels:
                 return func(x)
@@ -180,26 +198,6 @@ class Tracker(TorchFunctionMode):
         return found[1] if found is not None else x
 
 
-def require_constant(func: Any, x: Tensor) -> None:
-    """Refuse reading ``x`` while tracing if it depends on an input of the trace: it would be baked in silently."""
-    mode = get_proxy_mode()
-    slot = None if mode is None else get_proxy_slot(innermost(x), mode.tracer, None)
-    todo = [] if slot is None else [slot.proxy.node]
-    seen = set(todo)
-    while todo:
-        node = todo.pop()
-        if node.op == "placeholder":
-            name = getattr(func, "__name__", "a function")
-            raise StructureDependsOnInput(
-                f"the program reads a number ({name}) out of a tensor that depends on input {node.name!r}.",
-                placeholder=node.name,
-                suggestion="torch.where instead of a Python branch",
-            )
-        if getattr(node.target, "__name__", "").split(".")[0] not in _SHAPE_ONLY:
-            todo += [n for n in node.all_input_nodes if n not in seen]
-            seen.update(node.all_input_nodes)
-
-
 def _in_place_target(name: str, args: Any, kwargs: Any) -> Tensor | None:
     if isinstance(kwargs.get("out"), Tensor):
         return kwargs["out"]
@@ -207,16 +205,19 @@ def _in_place_target(name: str, args: Any, kwargs: Any) -> Tensor | None:
     return args[0] if written and args and isinstance(args[0], Tensor) else None
 
 
-def _tensors(x: Any) -> Iterator[Tensor]:
-    if isinstance(x, Tensor):
-        yield x
-    elif isinstance(x, (tuple, list)):
-        for entry in x:
-            yield from _tensors(entry)
-    elif isinstance(x, dict):
-        yield from _tensors(list(x.values()))
-    elif isinstance(x, slice):
-        yield from _tensors((x.start, x.stop, x.step))
+def _sort(xs: Any, tensors: list[Tensor]) -> bool:
+    """Put the tensors among arguments into ``tensors``; whether a loop variable is among them as well."""
+    timed = False
+    for x in xs.values() if isinstance(xs, dict) else xs:
+        if isinstance(x, Tensor):
+            tensors.append(x)
+        elif isinstance(x, (tuple, list, dict)):
+            timed |= _sort(x, tensors)
+        elif isinstance(x, slice):
+            timed |= _sort((x.start, x.stop, x.step), tensors)
+        elif isinstance(x, TimeIndex):
+            timed = True
+    return timed
 
 
 def _map(x: Any, change: Callable[[Any], Any]) -> Any:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from math import ceil, prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,7 +102,7 @@ def staged_message(factors: Sequence[Tensor], emission: Tensor | None, length: i
     >>> staged_message([torch.zeros(1, 4), torch.zeros(1, 4)], None, 3, some).exp()     # (2 x 2)**3 paths
     tensor([64., 64., 64., 64.])
     """
-    lead = torch.broadcast_shapes(*(x.shape[:-1] for x in factors))
+    lead = np.broadcast_shapes(*(x.shape[:-1] for x in factors))
     transition = torch.cat([x.expand(*lead, x.shape[-1]) for x in factors], -1)
     if emission is None:
         emission = transition.new_zeros(*(1 for _ in lead), stages.states)
@@ -161,8 +162,8 @@ def _align(
         )
     batches = transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1]
     try:
-        rank = len(torch.broadcast_shapes(*batches))
-    except RuntimeError as error:
+        rank = len(np.broadcast_shapes(*batches))
+    except ValueError as error:
         raise ShapeError(
             "the batches of a chain do not broadcast.", details=[f"{' '.join(str(tuple(b)) for b in batches)}"]
         ) from error

@@ -1,5 +1,6 @@
 """Chains in plain torch: any device, dtype and semiring, any number of derivatives. The oracle of the kernels."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +33,7 @@ def sequential(
     for t in reversed(range(length)):
         message = _sum_last(_step(transition, emission, t, message, history), semiring)
     states = transition.shape[-2]
-    batch = torch.broadcast_shapes(transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1])
+    batch = np.broadcast_shapes(transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1])
     return message.expand(*batch, states)
 
 

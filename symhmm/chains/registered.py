@@ -5,6 +5,7 @@ and ``terminal`` have the shapes of `symhmm.chains.operator.chain_message`, all 
 and at least one step.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,8 +16,20 @@ from symhmm.errors import SymhmmError
 
 # numba takes a second to import and is of no use before the first chain: the kernels are imported when they are called.
 
+_LIBRARY = torch.library.Library("symhmm", "FRAGMENT")
 
-@torch.library.custom_op("symhmm::chain", mutates_args=(), device_types="cpu")
+
+def _operator(function: Callable[..., Any]) -> Any:
+    """The operator ``symhmm::<name of the function>`` with the function as its kernel for CPU.
+
+    `custom_op` would wrap the kernel so that torch's compiler leaves it alone, and import that compiler at the first call.
+    """
+    made = torch.library.custom_op(f"symhmm::{function.__name__}", function, mutates_args=(), device_types=())
+    _LIBRARY.impl(function.__name__, function, "CPU")
+    return made
+
+
+@_operator
 def chain(transition: Tensor, emission: Tensor, terminal: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The message, and what the gradient needs: `Layout.messages`, `Layout.scales` and `Layout.links`."""
     from symhmm.chains import cpu
@@ -24,7 +37,7 @@ def chain(transition: Tensor, emission: Tensor, terminal: Tensor, length: int) -
     return cpu.forward(transition, emission, terminal, length)
 
 
-@torch.library.custom_op("symhmm::chain_backward", mutates_args=(), device_types="cpu")
+@_operator
 def chain_backward(
     weight: Tensor,
     transition: Tensor,
@@ -41,7 +54,7 @@ def chain_backward(
     return cpu.backward(weight, transition, emission, terminal, messages, scales, links, length)
 
 
-@torch.library.custom_op("symhmm::chain_in_segments", mutates_args=(), device_types="cpu")
+@_operator
 def chain_in_segments(
     transition: Tensor, emission: Tensor, terminal: Tensor, length: int, segments: int
 ) -> tuple[Tensor, Tensor]:
@@ -51,7 +64,7 @@ def chain_in_segments(
     return cpu.forward(transition, emission, terminal, length, segments)
 
 
-@torch.library.custom_op("symhmm::chain_in_segments_backward", mutates_args=(), device_types="cpu")
+@_operator
 def chain_in_segments_backward(
     weight: Tensor, transition: Tensor, emission: Tensor, terminal: Tensor, ends: Tensor, length: int, segments: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,7 +74,7 @@ def chain_in_segments_backward(
     return cpu.backward(weight, transition, emission, terminal, ends, length, segments)
 
 
-@torch.library.custom_op("symhmm::chain_in_stages", mutates_args=(), device_types="cpu")
+@_operator
 def chain_in_stages(
     transition: Tensor, emission: Tensor, terminal: Tensor, length: int, stages: list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -71,7 +84,7 @@ def chain_in_stages(
     return staged.forward(transition, emission, terminal, length, stages)
 
 
-@torch.library.custom_op("symhmm::chain_in_stages_backward", mutates_args=(), device_types="cpu")
+@_operator
 def chain_in_stages_backward(
     weight: Tensor,
     transition: Tensor,
@@ -88,7 +101,7 @@ def chain_in_stages_backward(
     return staged.backward(weight, transition, emission, terminal, messages, scales, length, stages)
 
 
-@torch.library.custom_op("symhmm::best", mutates_args=(), device_types="cpu")
+@_operator
 def best(transition: Tensor, emission: Tensor, terminal: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """The message in the max semiring, and the best next state (*batch, n, S) at every step, -1 where there is none."""
     from symhmm.chains import cpu_best
@@ -96,7 +109,7 @@ def best(transition: Tensor, emission: Tensor, terminal: Tensor, length: int) ->
     return cpu_best.forward(transition, emission, terminal, length)
 
 
-@torch.library.custom_op("symhmm::best_backward", mutates_args=(), device_types="cpu")
+@_operator
 def best_backward(
     weight: Tensor, transition: Tensor, emission: Tensor, terminal: Tensor, choices: Tensor, length: int
 ) -> tuple[Tensor, Tensor, Tensor]:

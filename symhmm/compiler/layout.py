@@ -128,7 +128,8 @@ def layout(graph: FactorGraph) -> Layout:
     entries, start = [], 0
     for name, is_param, value, constraint, plates in rows:
         transform = _transform(constraint)
-        free = tuple(transform.inverse_shape(value.shape))
+        # Shapes of transforms (`inverse_shape`) are worked out in torch by way of sympy, which takes longer to import than this.
+        free = tuple(transform.inv(value.detach()).shape)
         stop = start + int(torch.Size(free).numel())
         entries.append(
             Entry(name, is_param, tuple(value.shape), free, start, stop, transform, constraint, plates, value.dtype)

@@ -5,13 +5,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
-from torch._guards import TracingContext, tracing
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.passes.dialect.common.cse_pass import CSEPass, get_CSE_banned_ops
 from torch.fx.passes.tools_common import legalize_graph
 
 from symhmm.errors import ProgramError
+from symhmm.recorder import record
 
 Constants = tuple[Tensor, ...]
 
@@ -67,10 +65,10 @@ def trace(
         single = isinstance(out, Tensor)
         return [out] if isinstance(out, Tensor) else list(out)
 
-    module = _record(flat, values, data)
+    module = record(flat, values, data)
     if not _without_mutation(module):
         traced = module
-        module = _record(torch.func.functionalize(lambda v, d: traced(v, d), remove="mutations"), values, data)
+        module = record(torch.func.functionalize(lambda v, d: traced(*v, *d), remove="mutations"), values, data)
     if gradients:
         _without_autograd(module)
     _remove_dead(module)
@@ -79,12 +77,6 @@ def trace(
     module = shared.graph_module if shared is not None else module
     _remove_dead(module)
     return _split(module, len(values), single)
-
-
-def _record(f: Callable[..., object], values: Sequence[Tensor], data: Sequence[Tensor]) -> fx.GraphModule:
-    # Node metadata are made in a fake mode; without one to share, each node makes its own, which is most of the tracing time.
-    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
-        return make_fx(f)(list(values), list(data))
 
 
 def _split(module: fx.GraphModule, n_values: int, single: bool) -> Step:
