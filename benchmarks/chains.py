@@ -1,8 +1,9 @@
-"""The chain operator: value and gradient of a batch of chains, symhmm beside Dynamax's jitted filters, paired in one run.
+"""The chain operator and a whole model beside Dynamax, value and gradient, paired in one run; time and memory as they grow.
 
-Both compute the log-likelihood of B hidden Markov chains with one transition matrix, T steps and K states from the same
-log-likelihoods of the observations, and its gradient with respect to transition logits and those log-likelihoods, in
-float32. Ours is captured once, as a compiled density is. Run as
+Operator: the log-likelihood of B hidden Markov chains with one transition matrix, T steps and K states from given
+log-likelihoods of the observations; its gradient with respect to those and to the matrix (to its logarithms, ours).
+Model: a Gaussian hidden Markov model from numbers to the gradient of logits, means and standard deviations, as a compiled
+Pyro program on our side (`benchmarks.peers`). Dynamax is jitted, all is in float32. Run as
 
     python -m benchmarks.chains --seconds 5
 """
@@ -10,52 +11,72 @@ float32. Ours is captured once, as a compiled density is. Run as
 import argparse
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
+from benchmarks import peers
 from symhmm.chains.operator import chain_message
+from symhmm.compiler.step import trace
+from symhmm.memory import keep_freed_memory
 
-SIZES = [(1800, 20, 3), (1000, 1, 5), (500, 100, 16), (1000, 64, 64), (200_000, 1, 4)]
-GROWTH = [(1_000, 20, 3), (10_000, 20, 3), (100_000, 20, 3), (1_000, 200, 3), (1_000, 2_000, 3), (1_000, 20, 6)]
+SIZES = {
+    (1800, 20, 3): (15, 4),
+    (1000, 1, 5): (10, 5),
+    (500, 100, 16): (8, 3),
+    (1000, 64, 64): (4, 2),
+    (200_000, 1, 4): (3, 2),
+}
+ALONG_T = [(1_000, 20, 3), (10_000, 20, 3), (100_000, 20, 3), (1_000_000, 20, 3)]
+ALONG_B = [(1_000, 20, 3), (1_000, 200, 3), (1_000, 2_000, 3), (1_000, 20_000, 3)]
+ALONG_K = [(1_000, 64, 4), (1_000, 64, 8), (1_000, 64, 16), (1_000, 64, 32), (1_000, 64, 64)]
 
 Step = Callable[[], object]
 
 
-def ours(logits: Tensor, emission: Tensor) -> Step:
-    """One captured step of the chain operator."""
-    states = logits.shape[-1]
-
-    def step(logits: Tensor, emission: Tensor) -> tuple[Tensor, ...]:
-        inputs = [x.detach().requires_grad_() for x in (logits, emission)]
-        message = chain_message(inputs[0].log_softmax(-1)[None], inputs[1])
-        value = (message.logsumexp(-1) - torch.tensor(float(states)).log()).sum()
-        return value, *torch.autograd.grad(value, inputs)
-
-    graph = make_fx(step)(logits, emission)
-    return lambda: graph(logits, emission)
+def tensors(length: int, batch: int, states: int) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of one transition matrix, log-likelihoods of observations."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(states, states, generator=generator)
+    return logits.log_softmax(-1), torch.randn(batch, length, states, generator=generator)
 
 
-def dynamax(logits: Tensor, emission: Tensor) -> Step | None:
-    """The same step with Dynamax, jitted; None where it is not installed."""
-    try:
-        import jax
-        import jax.numpy as jnp
-        from dynamax.hidden_markov_model.inference import hmm_filter
-    except ImportError:
-        return None
-    states = logits.shape[-1]
-    initial = jnp.full(states, 1 / states)
+def ours(matrix: Tensor, emission: Tensor) -> Step:
+    """Value and gradient by the chain operator, captured as a compiled density is."""
+    uniform = -torch.tensor(float(matrix.shape[-1])).log()
 
-    def value(logits: object, emission: object) -> object:
-        matrix = jax.nn.softmax(logits, -1)
+    def step(matrix: Tensor, emission: Tensor) -> tuple[Tensor, ...]:
+        inputs = [x.detach().requires_grad_() for x in (matrix, emission)]
+        value = (chain_message(inputs[0][None], inputs[1]) + uniform).logsumexp(-1).sum()
+        return value.detach(), *torch.autograd.grad(value, inputs)
+
+    captured = trace(step, [matrix, emission], [], gradients=True)
+    constants = captured.constants([])
+
+    @torch.inference_mode()
+    def run() -> object:
+        return captured.body(matrix, emission, *constants)
+
+    return run
+
+
+def dynamax(matrix: Tensor, emission: Tensor) -> Step:
+    """The same with Dynamax, jitted."""
+    import jax
+    import jax.numpy as jnp
+    from dynamax.hidden_markov_model.inference import hmm_filter
+
+    initial = jnp.full(matrix.shape[-1], 1 / matrix.shape[-1])
+
+    def value(matrix: object, emission: object) -> object:
         return jax.vmap(lambda e: hmm_filter(initial, matrix, e).marginal_loglik)(emission).sum()
 
     step = jax.jit(jax.value_and_grad(value, (0, 1)))
-    arrays = jnp.asarray(logits.numpy()), jnp.asarray(emission.numpy())
+    arrays = jnp.asarray(matrix.exp().numpy()), jnp.asarray(emission.numpy())
     return lambda: jax.block_until_ready(step(*arrays))
 
 
@@ -79,33 +100,79 @@ def compare(steps: list[Step], seconds: float) -> list[list[float]]:
     return times
 
 
+def beside(
+    name: str, make: Callable[..., Step], peer: Callable[..., Step], argument: Callable[..., tuple], seconds: float
+) -> None:
+    """Print a table of one kind of step for all sizes."""
+    column = ("operator", "model").index(name)
+    print(
+        f"\n{name:12}{'T':>8} {'B':>5} {'K':>4} {'ratio':>7} {'of least':>9} {'wanted':>7} {'symhmm':>20} {'Dynamax':>20}"
+    )
+    for size, wanted in SIZES.items():
+        inputs = argument(*size)
+        times = compare([make(*inputs), peer(*inputs)], seconds)
+        cells = [f"{statistics.median(x):.3f} ({min(x):.3f})" for x in times]
+        ratio = statistics.median(b / a for a, b in zip(*times, strict=True))
+        least = min(times[1]) / min(times[0])
+        place = " ".join(f"{n:>{w}d}" for n, w in zip(size, (8, 5, 4), strict=True))
+        print(f"{'':12}{place} {ratio:7.1f} {least:9.1f} {wanted[column]:7d} {cells[0]:>20} {cells[1]:>20}", flush=True)
+
+
+def growth(sizes: list[tuple[int, int, int]], seconds: float) -> None:
+    """Print how time and memory of the operator grow; each size in a process of its own."""
+    print(f"\n{'T':>8} {'B':>6} {'K':>4} {'ms':>9} {'ns per T B K^2':>15} {'memory / emissions':>19}")
+    for size in sizes:
+        command = [sys.executable, "-m", "benchmarks.chains", "--alone", *map(str, size), "--seconds", str(seconds)]
+        command += ["--threads", str(torch.get_num_threads())]
+        least, memory = map(float, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+        length, batch, states = size
+        each = least * 1e6 / (length * batch * states**2)
+        print(f"{length:8d} {batch:6d} {states:4d} {least:9.3f} {each:15.4f} {memory:19.2f}", flush=True)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had (Linux)."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+
+
+def alone(size: tuple[int, int, int], seconds: float) -> None:
+    """Print least milliseconds of a step, and peak memory above what stood before it in sizes of the emission terms."""
+    warm = tensors(size[0], 1, size[2])
+    ours(*warm)()
+    inputs = tensors(*size)
+    before = peak_bytes()
+    step = ours(*inputs)
+    step()
+    memory = (peak_bytes() - before) / (inputs[1].numel() * 4)
+    print(min(compare([step], seconds)[0]), memory)
+
+
 def main(seconds: float, threads: int) -> None:
-    """Print both tables: beside Dynamax, and the growth of time with T, B and K."""
-    torch.set_num_threads(threads)
+    """Print the tables beside Dynamax, and the growth of time and memory with T, B and K."""
     print(
         f"value and gradient, float32, {threads} threads, load {os.getloadavg()[0]:.1f}: milliseconds, median (least)"
     )
-    print(f"{'T':>8} {'B':>5} {'K':>4} {'ratio':>7} {'of least':>9} {'symhmm':>20} {'Dynamax':>20}")
-    for length, batch, states in SIZES:
-        generator = torch.Generator().manual_seed(0)
-        logits = torch.randn(states, states, generator=generator)
-        emission = torch.randn(batch, length, states, generator=generator)
-        mine, peer = ours(logits, emission), dynamax(logits, emission)
-        times = compare([mine, peer] if peer else [mine], seconds)
-        cells = [f"{statistics.median(x):.3f} ({min(x):.3f})" for x in times] + ["not installed"]
-        ratio = statistics.median(b / a for a, b in zip(*times, strict=True)) if peer else float("nan")
-        least = min(times[1]) / min(times[0]) if peer else float("nan")
-        print(f"{length:8d} {batch:5d} {states:4d} {ratio:7.1f} {least:9.1f} {cells[0]:>20} {cells[1]:>20}", flush=True)
-    print(f"\n{'T':>8} {'B':>5} {'K':>4} {'ms':>9} {'ns per T B K^2':>15}")
-    for length, batch, states in GROWTH:
-        step = ours(torch.randn(states, states), torch.randn(batch, length, states))
-        least = min(compare([step], seconds / 5)[0])
-        print(f"{length:8d} {batch:5d} {states:4d} {least:9.3f} {least * 1e6 / (length * batch * states**2):15.3f}")
+    try:
+        import dynamax as _  # noqa: F401
+    except ImportError:
+        print("Dynamax is not installed: the bench extra has it")
+    else:
+        beside("operator", ours, dynamax, tensors, seconds)
+        beside("model", peers.ours, peers.dynamax, lambda *size: (peers.Data(*size),), seconds)
+    for sizes in (ALONG_T, ALONG_B, ALONG_K):
+        growth(sizes, seconds / 5)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=5.0, help="per row")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--alone", nargs=3, type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    main(options.seconds, options.threads)
+    torch.set_num_threads(options.threads)
+    keep_freed_memory()
+    if options.alone:
+        alone(tuple(options.alone), options.seconds)
+    else:
+        main(options.seconds, options.threads)

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -187,17 +188,28 @@ def test_importing_the_operator_does_not_import_numba():
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", check]).returncode == 0
 
 
+# The peak of a process counts from its own start: what other tests have used would hide what this one needs.
+MEMORY = """
+import torch
+from symhmm.chains.operator import chain_message
+def peak():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+chain_message(torch.zeros(1, 4, 4), torch.zeros(1, 3000, 4), strategy="kernel")
+emission = torch.zeros(40, 100_000, 4).requires_grad_()
+before = peak()
+(gradient,) = torch.autograd.grad(chain_message(torch.zeros(1, 4, 4), emission).sum(), emission)
+assert gradient.sum() > 0
+print((peak() - before) / (emission.numel() * 4))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
 def test_memory_of_value_and_gradient_is_three_times_the_emissions():
     # Beyond the emissions themselves: the saved messages and the gradient, and little else.
-    from resource import RUSAGE_SELF, getrusage
-
-    chain_message(torch.zeros(1, 4, 4), torch.zeros(1, 3000, 4), strategy="kernel")
-    emission = torch.zeros(40, 100_000, 4).requires_grad_()
-    size = emission.numel() * 4 / 1024
-    before = getrusage(RUSAGE_SELF).ru_maxrss
-    (gradient,) = torch.autograd.grad(chain_message(torch.zeros(1, 4, 4), emission).sum(), emission)
-    assert gradient.sum() > 0
-    assert getrusage(RUSAGE_SELF).ru_maxrss - before < 3 * size
+    command = [sys.executable, "-W", "ignore", "-c", MEMORY]
+    used = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert 1.5 < used < 3
 
 
 @pytest.fixture
