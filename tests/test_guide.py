@@ -8,6 +8,9 @@ from torch.distributions import MultivariateNormal
 from symhmm.compiler.density import compile
 from symhmm.errors import FitError
 from symhmm.infer.guide import FAMILIES, blocks_by_role, guide
+from symhmm.infer.points import points
+
+NONE = torch.zeros(0).long()
 
 
 def crossed(y):
@@ -51,7 +54,7 @@ def test_rows_of_a_block_are_the_members(density):
 def test_draw_and_log_density_are_those_of_the_normal(density, family):
     blocks = blocks_by_role(density.layout.entries, density.graph, family)
     origin, unit = torch.zeros(density.size, dtype=cf.REAL), torch.full((density.size,), 0.3).double()
-    g = guide(origin, torch.zeros(0).long(), blocks, unit)
+    g = guide(origin, points(origin, NONE, unit), blocks, unit)
     phi = 0.5 * torch.randn(g.size, generator=cf.generator(1), dtype=cf.REAL)
     noise = torch.randn(4000, g.noise_size, generator=cf.generator(2), dtype=cf.REAL)
     vectors = torch.func.vmap(g.draw, in_dims=(None, 0))(phi, noise)
@@ -82,7 +85,7 @@ def test_a_family_for_each_plate(density):
 def test_start_has_the_given_mean_and_standard_deviation(density):
     unit = torch.linspace(0.1, 1.0, density.size, dtype=cf.REAL)
     origin = torch.randn(density.size, dtype=cf.REAL)
-    g = guide(origin, torch.zeros(0).long(), blocks_by_role(density.layout.entries, density.graph, "full"), unit)
+    g = guide(origin, points(origin, NONE, unit), blocks_by_role(density.layout.entries, density.graph, "full"), unit)
     posterior = g.posterior(g.initial())
     torch.testing.assert_close(posterior.vector, origin)
     torch.testing.assert_close(posterior.sd, unit)
@@ -93,7 +96,9 @@ def test_points_and_resting_positions_keep_their_places():
     entries = [e for e in density.layout.entries if e.name != "tau"]
     origin = density.pack(density.initial()) + torch.arange(density.size)
     place = density.layout["loc"].start
-    g = guide(origin, torch.tensor([place]), blocks_by_role(entries, density.graph, "full"), torch.ones_like(origin))
+    one = torch.ones_like(origin)
+    moved = points(origin, torch.tensor([place]), one)
+    g = guide(origin, moved, blocks_by_role(entries, density.graph, "full"), one)
     phi = g.initial()
     phi[0] = 7.0
     vector = g.draw(phi, torch.zeros(g.noise_size, dtype=cf.REAL))
@@ -108,7 +113,8 @@ def test_gradient_has_no_noise_where_the_guide_is_the_posterior():
     mean, sd = cf.random_intercept_posterior(y, 5.0, 1.3)
     origin = density.pack({"loc": cf.real(5.0), "tau": cf.real(1.3), "d": mean})
     blocks = blocks_by_role(density.layout.entries, density.graph, "full")
-    g = guide(origin, torch.zeros(0).long(), blocks, torch.full_like(origin, sd))
+    unit = torch.full_like(origin, sd)
+    g = guide(origin, points(origin, NONE, unit), blocks, unit)
     phi = g.initial().requires_grad_()
     vector = g.draw(phi, torch.randn(g.noise_size, dtype=cf.REAL))
     value = density.log_prob(density.unpack(vector)) - g.log_densities(phi.detach(), vector)[0].sum()

@@ -12,6 +12,7 @@ from symhmm.compiler.density import compile
 from symhmm.errors import FitError
 from symhmm.fitting import fit
 from symhmm.infer import em, mle
+from symhmm.infer.restrict import Restriction
 from symhmm.infer.target import target
 
 DRIVERS = pytest.mark.parametrize("method", ["mle", "em"])
@@ -142,3 +143,18 @@ def test_delta_method_of_what_is_tied():
     tied = fit(lumps, touching(), method="mle", tie=[("scale[0]", "scale[1]")], tolerance=1e-9)
     twice = tied.delta(lambda v: v["scale"].sum())
     assert twice.item() == pytest.approx(2 * tied.standard_errors["scale"][0].item(), rel=1e-6)
+
+
+def test_a_restriction_among_some_of_the_coordinates():
+    # Coordinates 0 and 3 are equal, 1 and 2 increase.
+    whole = Restriction(torch.tensor([0, 1, 2, 0]), torch.tensor([0, 1, 2]), (torch.tensor([1, 2]),))
+    assert whole.limited.tolist() == [0, 1, 2, 3]
+    part = whole.among(torch.tensor([1, 2, 3]))
+    u = part.inverse(torch.tensor([1.0, 3.0, 7.0]))
+    assert u.numel() == 3
+    assert part(u).tolist() == pytest.approx([1.0, 3.0, 7.0])
+    assert (part(u + torch.tensor([0.0, 0.0, 9.0])).diff() > 0).tolist()[0]
+    assert whole.among(torch.tensor([0, 2])) is None
+    tied = whole.among(torch.tensor([0, 3]))
+    assert tied(torch.tensor([5.0])).tolist() == [5.0, 5.0]
+    assert tied.limited.tolist() == [0, 1]

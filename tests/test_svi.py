@@ -14,6 +14,7 @@ from torch.distributions import constraints
 from symhmm.compiler.density import compile
 from symhmm.errors import FitError
 from symhmm.infer import svi
+from symhmm.infer.amortised import Amortised
 from symhmm.infer.objective import objective
 from symhmm.tables.results import ELBO, ELBO_EVIDENCE
 
@@ -112,7 +113,7 @@ def test_several_draws_are_the_mean_of_single_ones(weighted):
         torch.testing.assert_close(value, values.mean())
         torch.testing.assert_close(gradient, torch.stack([g for _, g in singles]).mean(0))
         return
-    share, points = values.softmax(0), state.guide.points.numel()
+    share, points = values.softmax(0), state.guide.points.size
     factor = torch.where(torch.arange(state.guide.size) < points, share[:, None], share[:, None].square())
     torch.testing.assert_close(value, values.logsumexp(0) - np.log(3))
     torch.testing.assert_close(gradient, (factor * torch.stack([g for _, g in singles])).sum(0))
@@ -337,3 +338,66 @@ def test_a_guide_that_shrinks_to_a_point_is_said():
 def test_options_that_do_not_exist(options, text):
     with pytest.raises(FitError, match=text):
         svi.run(compile(cf.random_intercept, cf.balanced()), **options)
+
+
+def halves(y):
+    """`closed_forms.random_intercept` with a mean and a spread for each half of the groups."""
+    loc = pyro.param("loc", cf.real([1.0, 0.0]))
+    tau = pyro.param("tau", cf.real([1.0, 2.0]), constraint=constraints.positive)
+    half = (torch.arange(len(y)) >= len(y) // 2).long()
+    with pyro.plate("group", len(y), dim=-1):
+        d = pyro.sample("d", dist.Normal(cf.real(0.0), tau[half]))
+        with pyro.plate("repeat", y.shape[1], dim=-2):
+            pyro.sample("y", dist.Normal(loc[half] + d, 2.0), obs=y.T)
+
+
+def test_tied_and_ordered_parameters():
+    y = cf.balanced(12, 6)
+    options = {"steps": 1500, "cooldown": 600, "evaluate": 50}
+    tied = svi.run(compile(halves, y), tie=[("loc[0]", "loc[1]"), ("tau[0]", "tau[1]")], **options)
+    loc, tau = cf.random_intercept_maximum(y)
+    assert tied.counts == {"loc": 1, "tau": 1}
+    assert tied.tie == (("loc[0]", "loc[1]"), ("tau[0]", "tau[1]"))
+    for name, wanted, within in (("loc", loc, 0.05), ("tau", tau, 0.03)):
+        first, second = tied.values[name].tolist()
+        assert first == second
+        assert first == pytest.approx(wanted, abs=within)
+    assert tied.marginal[0] == pytest.approx(cf.random_intercept_marginal(y, loc, tau), abs=0.02)
+
+
+def test_an_order_is_kept_where_the_data_have_another():
+    y = cf.balanced(12, 6)
+    y[:6] += 4.0
+    estimate = svi.run(compile(halves, y), order="loc", steps=1500, cooldown=600, evaluate=50)
+    low, high = estimate.values["loc"].tolist()
+    assert 0 < high - low < 0.3
+    assert estimate.order == (("loc", -1),)
+    y = y.flip(0)
+    right = svi.run(compile(halves, y), order="loc", steps=1500, cooldown=600, evaluate=50)
+    means = y.mean(1)
+    wanted = [float(means[:6].mean()), float(means[6:].mean())]
+    assert right.values["loc"].tolist() == pytest.approx(wanted, abs=0.1)
+
+
+@pytest.mark.parametrize("option", [{"order": "d"}, {"tie": [("d[0]", "d[1]")]}])
+def test_latents_cannot_be_tied_or_ordered(option):
+    with pytest.raises(FitError, match=r"'d' is a latent, whose prior(.|\n)*in the program"):
+        svi.run(compile(cf.random_intercept, cf.balanced()), **option)
+
+
+def test_tied_parameters_of_a_pyro_guide_and_of_a_network():
+    y = cf.balanced(12, 6)
+
+    def own(y):
+        at = pyro.param("at", torch.zeros(12, dtype=cf.REAL))
+        sd = pyro.param("sd", torch.ones(12, dtype=cf.REAL), constraint=constraints.positive)
+        with pyro.plate("group", 12, dim=-1):
+            pyro.sample("d", dist.Normal(at, sd))
+
+    network = torch.nn.Linear(1, 2, dtype=cf.REAL)
+    for guide in (own, Amortised(network, y.mean(1, keepdim=True) - y.mean())):
+        found = svi.run(
+            compile(halves, y), guide=guide, tie=[("tau[0]", "tau[1]")], steps=60, cooldown=30, evaluate=5, restarts=1
+        )
+        assert found.values["tau"][0] == found.values["tau"][1]
+        assert found.counts == {"loc": 2, "tau": 1}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from symhmm.errors import FitError
 from symhmm.infer.guide import Block, Guide, Moments, arrangement
+from symhmm.infer.points import Points
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,7 @@ class AmortisedGuide(Guide):
 
 
 def amortised(
-    asked: Amortised, origin: Tensor, points: Tensor, blocks: tuple[Block, ...], unit: Tensor
+    asked: Amortised, origin: Tensor, points: Points, blocks: tuple[Block, ...], unit: Tensor
 ) -> AmortisedGuide:
     """The guide that was asked for; arguments as of `symhmm.infer.guide.guide`.
 
@@ -85,8 +86,8 @@ def amortised(
             details=[f"wanted {(m, 2 * d)}: mean and log scale of {d} latents of {m} members of {chosen[0].plates}"],
             suggestion=f"a last layer of {2 * d} outputs, and features with {m} rows",
         )
-    rest, order = arrangement(origin, points, blocks)
+    rest, order = arrangement(origin, points.index, blocks)
     own = tuple(b.scaled(unit, "network" if b is chosen[0] else b.family) for b in blocks)
     names, weights = zip(*asked.network.named_parameters(), strict=True)
     shapes = tuple(tuple(w.shape) for w in weights)
-    return AmortisedGuide(origin, points, unit[points], own, rest, order, asked, names, shapes)
+    return AmortisedGuide(origin, points, own, rest, order, asked, names, shapes)

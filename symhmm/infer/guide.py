@@ -10,6 +10,7 @@ from torch import Tensor
 from symhmm.compiler.layout import Entry
 from symhmm.errors import FitError
 from symhmm.graph import FactorGraph
+from symhmm.infer.points import Points
 from symhmm.tables.arrow import Given, Law, arrow
 from symhmm.tables.results import Normal, Posterior
 
@@ -149,16 +150,14 @@ class Guide:
 
     Args:
         origin: shape (size,), the start.
-        points: shape (P,), positions of the parameters.
-        unit: shape (P,), the scale on which they are moved.
+        points: the parameters.
         blocks: of the latents.
         rest: positions that do not move.
         order: shape (size,), where each position is found in (points, blocks, rest).
     """
 
     origin: Tensor
-    points: Tensor
-    unit: Tensor
+    points: Points
     blocks: tuple[Block, ...]
     rest: Tensor
     order: Tensor
@@ -166,7 +165,7 @@ class Guide:
     @property
     def size(self) -> int:
         """Length of ``phi``."""
-        return self.points.numel() + sum(sum(b.sizes) for b in self.blocks)
+        return self.points.size + sum(sum(b.sizes) for b in self.blocks)
 
     @property
     def noise_size(self) -> int:
@@ -194,7 +193,7 @@ class Guide:
 
     def filled(self, phi: Tensor, values: Callable[[Moments | Given, int, int], Tensor]) -> Tensor:
         """A vector of the points and of ``values(moments, noise used so far, noise size)`` of each block in turn."""
-        moved, used = [self.origin[self.points] + self.unit * phi[: self.points.numel()]], 0
+        moved, used = [self.points(phi)], 0
         for b, m in zip(self.blocks, self.moments(phi), strict=True):
             own = m.given(moved[1]) if isinstance(m, Law) else m
             moved.append(values(own, used, b.noise_size).reshape(-1))
@@ -203,7 +202,7 @@ class Guide:
 
     def moments(self, phi: Tensor) -> list[Moments | Law]:
         """The normal distributions of each block, or their law given the population's values, which stand first."""
-        out, k = list[Moments | Law](), self.points.numel()
+        out, k = list[Moments | Law](), self.points.size
         for b in self.blocks:
             pieces = phi[k : k + sum(b.sizes)].split(list(b.sizes))
             k += sum(b.sizes)
@@ -250,10 +249,10 @@ class Guide:
         return Posterior(self.mean(phi), blocks)
 
 
-def guide(origin: Tensor, points: Tensor, blocks: tuple[Block, ...], unit: Tensor) -> Guide:
-    """A guide that starts at ``origin``, with steps and first standard deviations ``unit``, both of shape (size,)."""
-    rest, order = arrangement(origin, points, blocks)
-    return Guide(origin, points, unit[points], tuple(b.scaled(unit, b.family) for b in blocks), rest, order)
+def guide(origin: Tensor, points: Points, blocks: tuple[Block, ...], unit: Tensor) -> Guide:
+    """A guide that starts at ``origin``, with first standard deviations ``unit``, both of shape (size,)."""
+    rest, order = arrangement(origin, points.index, blocks)
+    return Guide(origin, points, tuple(b.scaled(unit, b.family) for b in blocks), rest, order)
 
 
 def arrangement(origin: Tensor, points: Tensor, blocks: tuple[Block, ...]) -> tuple[Tensor, Tensor]:

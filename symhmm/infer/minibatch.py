@@ -52,7 +52,7 @@ class Minibatches:
 
     def owners(self, made: Guide) -> Tensor:
         """For each free number of the guide the member of the plate to which it belongs, -1 if to none."""
-        out = [torch.full((made.points.numel(),), -1)]
+        out = [torch.full((made.points.size,), -1)]
         for b in made.blocks:
             place = torch.full((), -1)
             for p, n in zip(b.plates, b.members, strict=True):

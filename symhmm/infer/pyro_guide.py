@@ -26,6 +26,7 @@ from symhmm.compiler.marginal import marginalize
 from symhmm.errors import FitError
 from symhmm.graph import FactorGraph
 from symhmm.infer.guide import Block
+from symhmm.infer.points import Points
 from symhmm.infer.target import Target
 
 MANY = 1001  # draws for medians and standard deviations
@@ -46,7 +47,7 @@ class PyroGuide:
 
     Args:
         origin: shape (size,), the start.
-        points: shape (P,), positions of the program's parameters; ``unit`` of the same shape scales their steps.
+        points: the program's parameters.
         call: the guide, run on its arguments.
         latents: names of the continuous latents that it draws, with their slice of the vector and their transform.
         weights: its free numbers.
@@ -54,8 +55,7 @@ class PyroGuide:
     """
 
     origin: Tensor
-    points: Tensor
-    unit: Tensor
+    points: Points
     call: Callable[[], Any]
     module: nn.Module | None
     goal: Target
@@ -66,15 +66,15 @@ class PyroGuide:
     @property
     def size(self) -> int:
         """Length of ``phi``."""
-        return self.points.numel() + sum(w.start.numel() for w in self.weights)
+        return self.points.size + sum(w.start.numel() for w in self.weights)
 
     def initial(self) -> Tensor:
         """The start, shape (size,)."""
-        return torch.cat([self.origin.new_zeros(self.points.numel()), *(w.start.reshape(-1) for w in self.weights)])
+        return torch.cat([self.origin.new_zeros(self.points.size), *(w.start.reshape(-1) for w in self.weights)])
 
     def draw_with_density(self, phi: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """A vector, shape (density size,), and the log-density of its latents on their natural scale, nats."""
-        pieces = phi[self.points.numel() :].split([w.start.numel() for w in self.weights])
+        pieces = phi[self.points.size :].split([w.start.numel() for w in self.weights])
         own = {
             w.name: transform_to(w.constraint)(x.reshape(w.start.shape))
             for w, x in zip(self.weights, pieces, strict=True)
@@ -83,9 +83,7 @@ class PyroGuide:
         with _alone(), pyro.validation_enabled(False), _Noise(noise):
             trace = _run(self.call, self.module, own)
             log_q = torch.stack([_log_prob(node) for node in _samples(trace).values()]).sum()
-        vector = self.origin.index_put(
-            (self.points,), self.origin[self.points] + self.unit * phi[: self.points.numel()]
-        )
+        vector = self.origin.index_put((self.points.index,), self.points(phi))
         for e in (e for e in self.goal.entries if not e.is_param):
             free = e.transform.inv(trace.nodes[e.name]["value"]).reshape(-1)
             vector = torch.cat([vector[: e.start], free.to(vector.dtype), vector[e.stop :]])
@@ -130,7 +128,7 @@ class PyroPosterior:
         return PyroPosterior(self.guide, self.phi, source if self.source is None else self.source[source])
 
 
-def pyro_guide(asked: Callable[..., Any], goal: Target, points: Tensor, unit: Tensor, seed: int) -> PyroGuide:
+def pyro_guide(asked: Callable[..., Any], goal: Target, points: Points, seed: int) -> PyroGuide:
     """A Pyro guide, or a class of autoguides, for the latents of ``goal``.
 
     Raises:
@@ -176,7 +174,7 @@ def pyro_guide(asked: Callable[..., Any], goal: Target, points: Tensor, unit: Te
                 details=[f"its distribution is {type(node['fn']).__name__}"],
                 suggestion="a normal distribution, transformed to the support of the latent",
             )
-    return PyroGuide(goal.start, points, unit[points], call, module, goal, tuple(found), counter.used)
+    return PyroGuide(goal.start, points, call, module, goal, tuple(found), counter.used)
 
 
 def _params(trace: Any) -> list[str]:

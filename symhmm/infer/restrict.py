@@ -53,6 +53,25 @@ class Restriction:
             u[c] = torch.cat([values[:1], (torch.maximum(gaps, least) if broken else gaps).log()])
         return u
 
+    @property
+    def limited(self) -> Tensor:
+        """Places of the free coordinates that are tied or ordered, shape (k,)."""
+        often = torch.bincount(self.source, minlength=self.first.numel()) > 1
+        for c in self.chains:
+            often[c] = True
+        return often[self.source].nonzero()[:, 0]
+
+    def among(self, kept: Tensor) -> "Restriction | None":
+        """What is left of it for the coordinates at ``kept``, shape (n_kept,); None if nothing. Chains stay or go as a whole."""
+        numbers, source = self.source[kept].unique(return_inverse=True)
+        place = {int(n): k for k, n in enumerate(numbers)}
+        first = torch.tensor([int((source == k).nonzero()[0]) for k in range(len(place))], dtype=torch.long)
+        lines = [c.tolist() for c in self.chains]
+        chains = tuple(torch.tensor([place[i] for i in c]) for c in lines if set(c) <= set(place))
+        if len(first) == len(kept) and not chains:
+            return None
+        return Restriction(source, first, chains, self.tie, self.order)
+
 
 def restriction(
     entries: Iterable[Entry], free: Tensor, tie: Tie | None = None, order: Order | None = None

@@ -18,6 +18,7 @@ from symhmm.infer.minibatch import minibatches
 from symhmm.infer.objective import Gradient
 from symhmm.infer.objective import objective as captured_objective
 from symhmm.infer.progress import Listener, Reporter
+from symhmm.infer.restrict import Order, Tie
 from symhmm.infer.svi_state import WARM, Options, Schedule, State, assemble, parameters, restored, saved
 from symhmm.infer.target import Target, target
 from symhmm.infer.verdict import of_guide, without_start
@@ -37,6 +38,8 @@ def run(
     guide: Any = "full",
     objective: str = "elbo",
     fix: Mapping[str, Any] | None = None,
+    tie: Tie | None = None,
+    order: Order | None = None,
     start: Mapping[str, Any] | None = None,
     seed: int = 0,
     restarts: int = 4,
@@ -67,6 +70,8 @@ def run(
             hand or an autoguide (`symhmm.infer.pyro_guide`).
         objective: ``elbo``, or ``iwelbo`` for the importance-weighted bound of ``particles`` draws (8 by default).
         fix: constrained values to hold, by name.
+        tie, order: parameters that are equal or increasing, as in `symhmm.infer.mle.run`; not latents, whose prior this
+            would change.
         start: constrained values to start from, by name, instead of the program's own.
         seed: of the starts and of all draws; the same seed gives the same numbers.
         steps: the most steps in all, ``cooldown`` of them with falling rate.
@@ -83,11 +88,11 @@ def run(
         log-likelihood. Ctrl-C returns the fit so far, and says so in its status.
 
     Raises:
-        FitError: nothing to fit, no latents to integrate, or an option that does not exist.
+        FitError: nothing to fit, no latents to integrate, latents that are tied or ordered, or an option that does not exist.
     """
     began = time.perf_counter()
     options = Options(guide, objective, seed, restarts, steps, cooldown, lr, schedule, clip, particles, evaluate)
-    goal = target(density, fix or {}, "svi", start)
+    goal = target(density, fix or {}, "svi", start, tie=tie, order=order)
     _check(goal, options)
     file = Checkpoint(checkpoint, fingerprint(goal, "svi", options.described) if checkpoint else "")
     before = file.read()
@@ -217,6 +222,14 @@ def _check(goal: Target, options: Options) -> None:
             details=[f"free: {', '.join(e.name for e in goal.entries)}"],
             suggestion="method='mle', which is exact here",
         )
+    if goal.restriction is not None:
+        limited = goal.free[goal.restriction.limited]
+        for e in (e for e in goal.entries if not e.is_param):
+            if bool(((limited >= e.start) & (limited < e.stop)).any()):
+                raise FitError(
+                    f"tie= and order= are for parameters, and {e.name!r} is a latent, whose prior they would change.",
+                    suggestion=f"a prior in the program that says it, or fit.ordered(by={e.name!r}) for the order of states",
+                )
     for name, known in (("objective", OBJECTIVES), ("schedule", SCHEDULES)):
         if isinstance(given := getattr(options, name), str) and given not in known:
             raise FitError(
@@ -266,9 +279,11 @@ def _estimate(state: State, options: Options, stopped: bool, seconds: float) -> 
         ),
         n_evaluations=state.evaluations + options.evaluate,
         seconds=seconds + time.perf_counter() - began,
-        counts={e.name: e.stop - e.start for e in goal.entries if not e.plates},
+        counts={e.name: goal.counts[e.name] for e in goal.entries if not e.plates},
         optima=state.optima,
         posterior=posterior,
         marginal=found.marginal,
         fixed=tuple(goal.fixed),
+        tie=() if goal.restriction is None else goal.restriction.tie,
+        order=() if goal.restriction is None else goal.restriction.order,
     )

@@ -14,6 +14,7 @@ from symhmm.infer.arrows import following
 from symhmm.infer.guide import blocks_by_role, guide
 from symhmm.infer.minibatch import Minibatches, minibatches
 from symhmm.infer.objective import AnyGuide, Gradient
+from symhmm.infer.points import points
 from symhmm.infer.pyro_guide import PyroGuide, pyro_guide
 from symhmm.infer.target import Target
 from symhmm.tables.results import Optima
@@ -104,14 +105,16 @@ class State:
 
 def build(goal: Target, options: Options, unit: Tensor) -> AnyGuide:
     """The guide that was asked for, at the start of ``goal``, with steps of ``unit``, shape (size,)."""
-    wanted = options.guide
+    wanted, index = options.guide, parameters(goal)
+    limits = None if goal.restriction is None else goal.restriction.among(torch.isin(goal.free, index).nonzero()[:, 0])
+    moved = points(goal.start, index, unit, limits)
     if isinstance(wanted, Amortised):
-        return amortised(wanted, goal.start, parameters(goal), blocks_by_role(goal.entries, goal.density.graph), unit)
+        return amortised(wanted, goal.start, moved, blocks_by_role(goal.entries, goal.density.graph), unit)
     if callable(wanted):
-        return pyro_guide(wanted, goal, parameters(goal), unit, options.seed)
+        return pyro_guide(wanted, goal, moved, options.seed)
     blocks = blocks_by_role(goal.entries, goal.density.graph, wanted)
     blocks, unit = following(goal, blocks, unit, minibatches(goal.density))
-    return guide(goal.start, parameters(goal), blocks, unit)
+    return guide(goal.start, moved, blocks, unit)
 
 
 def parameters(goal: Target) -> Tensor:

@@ -128,10 +128,11 @@ class Target:
         return out
 
     def holding(self, names: set[str]) -> "Target":
-        """The same target with the coordinates of ``names`` held at their start, and the others without restrictions."""
+        """The same target with the coordinates of ``names`` held at their start; restrictions are kept among the others."""
         held = {i for e in self.density.layout.entries if e.name in names for i in range(e.start, e.stop)}
-        keep = [i for i in self.free.tolist() if i not in held]
-        return Target(self.density, self.fixed, self.start, torch.tensor(keep, dtype=torch.long), _steps=self._steps)
+        keep = torch.tensor([k for k, i in enumerate(self.free.tolist()) if i not in held], dtype=torch.long)
+        left = None if self.restriction is None else self.restriction.among(keep)
+        return Target(self.density, self.fixed, self.start, self.free[keep], left, self._steps)
 
     def at(self, vector: Tensor) -> "Target":
         """The same target with another starting point."""

@@ -69,7 +69,7 @@ def curvature_units(goal: Target, points: Tensor, blocks: tuple[Block, ...]) -> 
     cost one each. Returns the number of gradients used as well.
     """
     unit = torch.ones_like(goal.start)
-    whole = replace(goal, free=torch.arange(goal.start.numel()))
+    whole = replace(goal, free=torch.arange(goal.start.numel()), restriction=None)
     x = whole.x
     here = whole.evaluate(x)[1]
     groups = [*points[:, None], *(b.index[:, d] for b in blocks for d in range(b.index.shape[1]))]
