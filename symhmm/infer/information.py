@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import exp, log, nan, prod
+from math import exp, isnan, log, nan, prod
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
@@ -58,15 +59,31 @@ def information(goal: Target, vector: Tensor) -> Information:
     # Scaled to unit diagonal, so that flat means undetermined and not merely measured in small units; a coordinate that
     # gains nothing even when it moves by ten times its own size is not scaled up.
     size = np.sqrt(np.maximum(np.abs(np.diag(matrix)), 1e-2 / np.maximum(1.0, np.abs(x)) ** 2))
-    roots, directions = np.linalg.eigh(matrix / np.outer(size, size))
+    held = _held_at_edge(goal, np.diag(matrix))
+    # What lies at an edge stays there: the others have the errors of the model without it.
+    inner = np.where(held[:, None] | held, 0.0, matrix / np.outer(size, size))
+    roots, directions = np.linalg.eigh(inner)
     good = roots > FLAT * max(roots.max(initial=0.0), FLAT)
-    lost = (np.abs(directions[:, ~good]) > 0.05).any(axis=1)
+    lost = held | (np.abs(directions[:, ~good]) > 0.05).any(axis=1)
     half = directions[:, good] / np.sqrt(roots[good]) / size[:, None]
     spread, flat = torch.from_numpy(half), torch.from_numpy(lost)
     if goal.restriction is not None:
         slopes = torch.func.jacrev(goal.restriction)(torch.from_numpy(x))
         spread, flat = slopes @ spread, ((slopes != 0) & flat).any(-1)
     return Information(torch.from_numpy(matrix), spread @ spread.T, flat, int(good.sum()))
+
+
+def _held_at_edge(goal: Target, curvature: Array) -> NDArray[np.bool_]:
+    """Shape (n,): positive values and probabilities that could as well be at the edge of their support.
+
+    On the logarithm or logit, on which they move, the density is flat there: a standard error is more than `AT_ZERO` of these
+    units. This does not depend on the units of the value, and errors of differences along it would only blur the others.
+    """
+    kinds = {i for e in goal.entries if support(e.constraint) != "other" for i in range(e.start, e.stop)}
+    edged = np.array([i in kinds for i in goal.moved.tolist()], dtype=bool)
+    for chain in () if goal.restriction is None else goal.restriction.chains:
+        edged[chain.numpy()] = False
+    return edged & (np.abs(curvature) < (Z95 / AT_ZERO) ** 2)
 
 
 def standard_errors(goal: Target, vector: Tensor, found: Information) -> dict[str, Tensor]:
@@ -137,7 +154,8 @@ def endless(goal: Target, x: Array, gradient: Array, below: float = EDGE**2) -> 
 def interval(value: float, se: float, constraint: Constraint) -> tuple[float, float]:
     """95 percent interval that stays inside the support: on the log scale for positive values, logit for probabilities.
 
-    A positive value whose error is many times itself lies at zero: nothing bounds it from above but its profile.
+    A positive value whose error is many times itself lies at zero: nothing bounds it from above but its profile. The same holds
+    without an error for one that `EDGE` counts as zero.
 
     >>> interval(0.5, 0.1, constraints.unit_interval)
     (0.31..., 0.68...)
@@ -147,7 +165,9 @@ def interval(value: float, se: float, constraint: Constraint) -> tuple[float, fl
     kind = support(constraint)
     if kind == "positive" and value > 0:
         reach = Z95 * se / value
-        return (0.0, nan) if reach > AT_ZERO else (value * exp(-reach), value * exp(reach))
+        return (
+            (0.0, nan) if reach > AT_ZERO or (isnan(se) and value < EDGE) else (value * exp(-reach), value * exp(reach))
+        )
     if kind == "probability" and 0 < value < 1:
         middle, reach = log(value / (1 - value)), min(Z95 * se / (value * (1 - value)), 600.0)
         return 1 / (1 + exp(reach - middle)), 1 / (1 + exp(-reach - middle))

@@ -13,7 +13,6 @@ enters by one directional derivative.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from math import log, pi
 from typing import Any
 
 import torch
@@ -26,36 +25,7 @@ from symhmm.compiler.steps import Plan
 from symhmm.errors import GraphError
 from symhmm.graph import FactorGraph
 from symhmm.infer.laplace_members import Members, members
-
-SLOPE = 3e-4  # step of a first difference, in standard deviations of the effects
-CURVE = 5e-3  # step of a second difference
-DECREMENT = 1e-17  # nats that a Newton step may still gain at a mode; the log-determinant feels its square root
-FLOOR = 0.05  # least curvature relative to the last one, where a member's log-density is not concave
-NEWTON = 60  # curvatures computed in search of a mode before it is given up
-
-
-@dataclass(frozen=True, eq=False)
-class Modes:
-    """Conditional modes of the effects and their spread.
-
-    Args:
-        u: shape (M, D), unconstrained.
-        root: shape (M, D, D), L with L L' = inv(H): the conditional covariance.
-        value: shape (M,), log-density there, nats.
-        decrement: shape (M,), nats that a Newton step would still gain.
-        concave: shape (M,), whether H is positive definite.
-    """
-
-    u: Tensor
-    root: Tensor
-    value: Tensor
-    decrement: Tensor
-    concave: Tensor
-
-    @property
-    def found(self) -> bool:
-        """Whether every member's mode is one."""
-        return bool((self.decrement <= 1e3 * DECREMENT).all() and self.concave.all())
+from symhmm.infer.laplace_modes import Modes, find_modes, marginal_gradient, marginal_terms
 
 
 @dataclass
@@ -221,119 +191,6 @@ def laplace(density: Density, over: str | Iterable[str] | None = None) -> Laplac
     True
     """
     return Laplace(density, members(density, over))
-
-
-def marginal_terms(modes: Modes) -> Tensor:
-    """Laplace's approximation of each member's integral, shape (M,), nats."""
-    d = modes.u.shape[1]
-    return modes.value + 0.5 * d * log(2 * pi) + torch.linalg.slogdet(modes.root).logabsdet
-
-
-def find_modes(members: Members, theta: Tensor, start: Modes | None = None) -> Modes:
-    """Mode of each member's effects given ``theta``, by Newton steps with backtracking, all members in one batch.
-
-    The curvature of an earlier step is kept while steps with it make good progress, since a gradient costs one point
-    and a curvature 2 D.
-    """
-    m, d = members.index.shape
-    if start is None:
-        u, root = members.start.clone(), torch.eye(d, dtype=theta.dtype).expand(m, d, d).clone()
-        root = _curvature(members, theta, u, root)[0]
-    else:
-        u, root = start.u, start.root
-    value, gradient = (x[0] for x in members.slope(theta, u[None]))
-    concave = torch.ones(m, dtype=torch.bool)
-    slow, kicks = False, 0
-    for _ in range(NEWTON):
-        if not bool(value.isfinite().all() and gradient.isfinite().all()):
-            break
-        w = (root.mT @ gradient[..., None])[..., 0]
-        decrement = 0.5 * w.square().sum(-1)
-        # Step 1: steps with the curvature at hand, as long as each divides what is left to gain by ten or more.
-        while not slow and bool((decrement > DECREMENT).any()):
-            u, value, gradient = _backtrack(members, theta, u, value, gradient, (root @ w[..., None])[..., 0])
-            w = (root.mT @ gradient[..., None])[..., 0]
-            before, decrement = decrement, 0.5 * w.square().sum(-1)
-            slow = bool((decrement > torch.maximum(0.1 * before, torch.full_like(before, DECREMENT))).any())
-        # Step 2: the curvature here; done if the gradient is nothing by this measure as well.
-        root, lowest, direction = _curvature(members, theta, u, root)
-        concave = lowest > 0
-        w = (root.mT @ gradient[..., None])[..., 0]
-        decrement = 0.5 * w.square().sum(-1)
-        slow = False
-        if bool((decrement <= DECREMENT).all()):
-            if bool(concave.all()) or kicks == 3:
-                break
-            # A saddle: half a standard deviation along the direction in which the density rises.
-            kicks += 1
-            u = torch.where(concave[:, None], u, u + 0.5 * direction)
-            value, gradient = (x[0] for x in members.slope(theta, u[None]))
-            continue
-        before_value = value
-        u, value, gradient = _backtrack(members, theta, u, value, gradient, (root @ w[..., None])[..., 0])
-        if bool((value - before_value).abs().max() == 0) and bool((decrement <= 1e3 * DECREMENT).all()):
-            break  # at the precision of the numbers
-    w = (root.mT @ gradient[..., None])[..., 0]
-    return Modes(u, root, value, 0.5 * w.square().sum(-1), concave)
-
-
-def _backtrack(
-    members: Members, theta: Tensor, u: Tensor, value: Tensor, gradient: Tensor, step: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Go along ``step``, halved for each member until its density has not fallen; value and gradient there."""
-    scale = torch.ones(u.shape[0], dtype=u.dtype)
-    rounding = 1e-13 * value.abs().clamp(min=1.0)
-    for _ in range(30):
-        new = u + scale[:, None] * step
-        new_value, new_gradient = (x[0] for x in members.slope(theta, new[None]))
-        worse = ~(new_value >= value - rounding) | ~new_gradient.isfinite().all(-1)
-        if not bool(worse.any()):
-            return new, new_value, new_gradient
-        scale = torch.where(worse, scale / 4, scale)
-    # No rise at any scale: these members stay where they are.
-    stay = worse[:, None]
-    return (
-        torch.where(stay, u, new),
-        torch.where(worse, value, new_value),
-        torch.where(stay, gradient, new_gradient),
-    )
-
-
-def _curvature(members: Members, theta: Tensor, u: Tensor, root: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """A root of the inverse Hessian at ``u``, the lowest curvature relative to the last, and its direction.
-
-    Differences go along the columns of the last root, which makes them one standard deviation long, whatever the units
-    of the effects. Curvatures are made positive for the sake of the next step.
-    """
-    d = u.shape[1]
-    columns = root.permute(2, 0, 1) * SLOPE
-    _, gradient = members.slope(theta, torch.cat([u + columns, u - columns]))
-    product = (gradient[d:] - gradient[:d]).permute(1, 2, 0) / (2 * SLOPE)  # (M, D, D): H times the root
-    inner = root.mT @ product
-    inner = (inner + inner.mT) / 2
-    if not bool(inner.isfinite().all()):
-        return root, torch.full((u.shape[0],), -1.0, dtype=u.dtype), torch.zeros_like(u)
-    values, vectors = torch.linalg.eigh(inner)
-    lowest = (root @ vectors[..., :1])[..., 0]
-    positive = torch.where(values > 0, values, values.abs().clamp(min=FLOOR))
-    return root @ vectors / positive[:, None, :].sqrt(), values[:, 0], lowest
-
-
-def marginal_gradient(members: Members, theta: Tensor, modes: Modes) -> Tensor:
-    """Gradient of the sum of `marginal_terms` in theta, shape (P,)."""
-    m, d = modes.u.shape
-    columns = modes.root.permute(2, 0, 1) * CURVE
-    points = torch.cat([modes.u + columns, modes.u - columns, modes.u[None]])
-    weight = modes.u.new_full((2 * d + 1, m), 0.5 / CURVE**2)
-    weight[-1] = 1.0 - d / CURVE**2
-    direct, pull = members.weighted(theta, points, weight)
-    # The mode's response: du* = inv(H) f_u_theta dtheta, met by the pull of log det H on the effects.
-    w = (modes.root.mT @ pull.sum(0)[..., None])[..., 0]
-    move = (modes.root @ w[..., None])[..., 0]
-    step = SLOPE / w.norm(dim=-1).clamp(min=1e-8)
-    ends = torch.stack([modes.u + step[:, None] * move, modes.u - step[:, None] * move])
-    through, _ = members.weighted(theta, ends, torch.stack([0.5 / step, -0.5 / step]))
-    return direct + through
 
 
 class _Marginal(torch.autograd.Function):

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from symhmm.infer.laplace import Modes
 from symhmm.infer.laplace_members import Members
+from symhmm.infer.laplace_modes import Modes
 
 FREEDOM = 8.0  # degrees of freedom of the proposal: tails heavier than those of the effects
 AT_ONCE = 64  # points in one batch

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from math import log
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,14 @@ from torch import Tensor
 
 from symhmm.compiler.density import Density
 from symhmm.errors import FitError
-from symhmm.infer.laplace import Laplace, Modes, laplace
+from symhmm.infer.information import EDGE, support
+from symhmm.infer.laplace import Laplace, laplace
 from symhmm.infer.laplace_exact import Nodes, integral, integral_and_gradient, nodes
-from symhmm.infer.lbfgs import Ascent
+from symhmm.infer.laplace_modes import Modes
+from symhmm.infer.lbfgs import Ascent, Evaluate
 from symhmm.infer.metric import climb
 from symhmm.infer.progress import Listener, Reporter
+from symhmm.infer.restrict import Order, Tie
 from symhmm.infer.target import Array, Target, target
 from symhmm.infer.verdict import of_ascent
 from symhmm.infer.warm import warm_start
@@ -33,6 +37,7 @@ from symhmm.tables.results import (
 
 WARM = "joint maxima with the random effects held alike, from the best of which the fit starts"
 ROUNDS = 8  # times that nodes are moved to the modes at the new maximum
+SMALL = 100 * EDGE  # values below which a spread may stand for zero
 STILL = 1e-3  # nats that a round must gain for another one
 
 
@@ -59,6 +64,8 @@ def run(
     over: str | Iterable[str] | None = None,
     correct: bool = False,
     fix: Mapping[str, Any] | None = None,
+    tie: Tie | None = None,
+    order: Order | None = None,
     start: Mapping[str, Any] | None = None,
     seed: int = 0,
     restarts: int = 4,
@@ -76,7 +83,7 @@ def run(
         over: plate or names of the latents to integrate; all random effects by default.
         correct: maximise the integral itself, by adaptive Gauss-Hermite quadrature for one or two effects a member and by
             importance sampling for more, instead of Laplace's approximation of it.
-        fix: constrained values to hold, by name.
+        fix, tie, order: of the values that remain, as in `symhmm.infer.mle.run`.
         start: constrained values to start from, by name, instead of the program's own.
         seed: of the starts and of the draws.
         draws: of each member's effects, for importance sampling; ``grid`` nodes per effect, for quadrature.
@@ -90,14 +97,15 @@ def run(
         four nodes less would make). Ctrl-C returns the best point so far.
 
     Raises:
-        FitError: nothing to fit or to integrate, a subsampled plate, or float32.
+        FitError: nothing to fit or to integrate, a subsampled plate, float32, or a restriction of what is integrated.
     """
     began = time.perf_counter()
     marginal = laplace(density, over)
+    goal = _goal(marginal, fix or {}, start, tie, order)
     state, stopped = None, False
     report = Reporter(progress, "laplace", max_evaluations)
     try:
-        state = init(marginal, fix or {}, start, seed=seed, restarts=restarts)
+        state = init(marginal, goal, start, seed=seed, restarts=restarts)
         state = step(state, report, tolerance=tolerance, max_evaluations=max_evaluations)
         before = -np.inf
         for _ in range(ROUNDS if correct else 0):
@@ -110,18 +118,15 @@ def run(
             before = state.ascents[-1].value
     except KeyboardInterrupt:
         stopped = True
-        state = state or State(_goal(marginal, fix or {}, start), marginal, (), Optima(), 0)
+        state = state or State(goal, marginal, (), Optima(), 0)
     finally:
         report.close()
     return _estimate(state, stopped, draws, grid, seed, max_evaluations, began)
 
 
-def init(
-    marginal: Laplace, fix: Mapping[str, Any], start: Mapping[str, Any] | None, *, seed: int, restarts: int
-) -> State:
-    """Maximise without random effects and start from there."""
-    goal = _goal(marginal, fix, start)
-    whole = target(marginal.density, fix, "laplace", start)
+def init(marginal: Laplace, goal: Target, start: Mapping[str, Any] | None, *, seed: int, restarts: int) -> State:
+    """Maximise without random effects and start from there, or nearby where ``goal`` has restrictions."""
+    whole = target(marginal.density, goal.fixed, "laplace", start)
     warm, ascents, evaluations = warm_start(whole, seed=seed, restarts=restarts)
     optima = Optima(tuple(a.value for a in ascents), tuple(a.converged for a in ascents), of=WARM)
     return State(goal.at(warm.start[_positions(marginal)]), marginal, (), optima, evaluations)
@@ -143,6 +148,8 @@ def step(state: State, report: Reporter, *, tolerance: float, max_evaluations: i
         return value, gradient
 
     ascent = climb(evaluate, state.x, tolerance=tolerance, max_evaluations=max_evaluations)
+    if ascent.converged:
+        ascent = _settled(goal, evaluate, ascent, tolerance)
     return replace(state, ascents=(*state.ascents, ascent), evaluations=state.evaluations + len(ascent.trace))
 
 
@@ -152,13 +159,36 @@ def recentre(state: State, *, draws: int, grid: int, seed: int) -> State:
     return replace(state, nodes=nodes(modes, draws=draws, grid=grid, seed=seed))
 
 
-def _goal(marginal: Laplace, fix: Mapping[str, Any], start: Mapping[str, Any] | None) -> Target:
+def _settled(goal: Target, evaluate: Evaluate, ascent: Ascent, tolerance: float) -> Ascent:
+    """The ascent with small spreads moved to zero where this costs nothing.
+
+    Towards a spread of zero the marginal becomes flat, so that a climb may end anywhere before it.
+    """
+    positive = {i for e in goal.entries if support(e.constraint) == "positive" for i in range(e.start, e.stop)}
+    ordered = set() if goal.restriction is None else {int(k) for c in goal.restriction.chains for k in c}
+    for k, position in enumerate(goal.moved.tolist()):
+        if position in positive and k not in ordered and log(EDGE) < ascent.x[k] < log(SMALL):
+            x = ascent.x.copy()
+            x[k] = log(EDGE / 10)
+            value, gradient = evaluate(x)
+            if value >= ascent.value - tolerance and np.isfinite(gradient).all():
+                ascent = replace(ascent, x=x, value=value, gradient=gradient, trace=[*ascent.trace, value])
+    return ascent
+
+
+def _goal(
+    marginal: Laplace,
+    fix: Mapping[str, Any],
+    start: Mapping[str, Any] | None,
+    tie: Tie | None = None,
+    order: Order | None = None,
+) -> Target:
     if gone := sorted(set(fix) & set(marginal.members.names)):
         raise FitError(
             f"{gone[0]!r} cannot be held and integrated.", suggestion=f"over= without {gone[0]!r}, or no fix= for it"
         )
     kept = {n: v for n, v in (start or {}).items() if n not in marginal.members.names}
-    return target(marginal, fix, "laplace", kept)  # type: ignore[arg-type]
+    return target(marginal, fix, "laplace", kept, tie=tie, order=order)  # type: ignore[arg-type]
 
 
 def _positions(marginal: Laplace) -> Tensor:
@@ -225,11 +255,13 @@ def _estimate(state: State, stopped: bool, draws: int, grid: int, seed: int, all
         status=status,
         n_evaluations=state.evaluations,
         seconds=time.perf_counter() - began,
-        counts={e.name: e.stop - e.start for e in goal.entries},
+        counts=goal.counts,
         optima=state.optima,
         posterior=Posterior(whole, (block,)),
         marginal=exact,
         fixed=tuple(goal.fixed),
+        tie=() if goal.restriction is None else goal.restriction.tie,
+        order=() if goal.restriction is None else goal.restriction.order,
         integrated=members.names,
     )
 
@@ -237,7 +269,7 @@ def _estimate(state: State, stopped: bool, draws: int, grid: int, seed: int, all
 def _remark(status: Status, modes: Modes) -> Status:
     if modes.found:
         return status
-    lost = int(((modes.decrement > 1e-6) | ~modes.concave).sum())
+    lost = int((~modes.proper & ((modes.decrement > 1e-6) | ~modes.concave)).sum())
     if not lost:
         return status
     cause = f"no proper mode of the effects of {lost} of {len(modes.value)} members"
