@@ -75,7 +75,9 @@ def replicate(method: str, seed: int) -> dict[str, Any]:
     for table in (fit.fixed_effects(), fit.random_effects("animal")):
         for name, low, high in zip(table["name"], table["2.5%"], table["97.5%"], strict=True):
             value = _element(truth, name)
-            covered[name], wide[name] = bool(low <= value <= high), float(high - low)
+            # Nothing but a profile bounds a spread at zero from above.
+            end = math.inf if low == 0 and math.isnan(high) else high
+            covered[name], wide[name] = bool(low <= value <= end), float(end - low)
     ranks = {}
     if fit.estimate.posterior is not None and method != "laplace":
         draws = fit.estimate.posterior.sample(RANKS)
@@ -114,9 +116,11 @@ def report(found: list[dict[str, Any]]) -> str:
         groups = [[n for n in names if "own" not in n], [n for n in names if "own" in n]]
         for name in groups[0]:
             hit = np.array([f["covered"][name] for f in rows])
-            width = float(np.median([f["wide"][name] for f in rows]))
+            widths = np.array([f["wide"][name] for f in rows])
             p = f"{uniformity(f['ranks'][name] for f in rows):10.3f}" if rows[0]["ranks"] else ""
-            lines.append(f"  {name:10} {hit.mean():8.3f} {math.sqrt(0.95 * 0.05 / n):6.3f} {width:7.3f} {p}")
+            line = f"  {name:10} {hit.mean():8.3f} {math.sqrt(0.95 * 0.05 / n):6.3f} {np.median(widths):7.3f} {p}"
+            endless = int(np.isinf(widths).sum())
+            lines.append(line + (f" ({endless} without an upper end)" if endless else ""))
         hits = np.array([[f["covered"][n] for n in groups[1]] for f in rows])
         width = float(np.median([[f["wide"][n] for n in groups[1]] for f in rows]))
         # One animal per data set, since the animals of a data set share its population's values.
