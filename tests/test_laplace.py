@@ -299,6 +299,65 @@ def test_fixed_values_are_bit_equal():
     assert estimate.counts == {"loc": 1}
 
 
+def test_tied_spreads_have_the_maximum_of_one_spread():
+    y, x = slopes_data()
+    estimate = laplace_fit.run(compile(slopes, y, x), tie=[("tau[0]", "tau[1]")], restarts=1)
+    assert estimate.status.ok
+    assert estimate.counts == {"beta": 2, "tau": 1, "sd": 1}
+    tau = estimate.values["tau"]
+    assert torch.equal(tau[0], tau[1])
+
+    def at(beta, one, sd):
+        return slopes_marginal(y, x, beta, torch.stack([one, one]), sd)
+
+    best = estimate.values["beta"], tau[0], estimate.values["sd"]
+    top = at(*best)
+    assert estimate.objective == pytest.approx(top, abs=1e-6)
+    for k in range(3):
+        for h in (-0.02, 0.02):
+            moved = [v + h if i == k else v for i, v in enumerate(best)]
+            # Nothing to first order, in either direction.
+            assert 0 < top - at(*moved) < 1.0
+            gap = at(*[v - h if i == k else v for i, v in enumerate(best)]) - at(*moved)
+            assert abs(gap) < 0.2 * (top - at(*moved))
+
+
+def test_ordered_values_and_what_is_held_beside_them():
+    y = chain_data()
+    density = compile(switching, y)
+    free = laplace_fit.run(density, restarts=1)
+    start = {"loc": cf.real([1.0, -1.0]), "mu": cf.real([-1.5, -1.0])}
+    turned = laplace_fit.run(density, restarts=1, start=start, order="loc")
+    assert turned.values["loc"][0] < turned.values["loc"][1]
+    assert turned.objective == pytest.approx(free.objective, abs=1e-4)
+    held = cf.real([0.5, 0.5])
+    both = laplace_fit.run(density, restarts=1, fix={"tau": held}, tie=[("mu[0]", "mu[1]")], order="loc")
+    assert torch.equal(both.values["tau"], held)
+    assert torch.equal(both.values["mu"][0], both.values["mu"][1])
+    assert both.counts == {"mu": 1, "loc": 2}
+    assert both.objective < free.objective
+    # Questions asked afterwards keep what was tied, ordered and held.
+    found = symhmm.fit(density, method="laplace", restarts=1, fix={"tau": held}, tie=[("mu[0]", "mu[1]")], order="loc")
+    errors = found.standard_errors
+    assert errors["mu"][0].item() == pytest.approx(errors["mu"][1].item(), rel=1e-9)
+    assert set(errors) == {"mu", "loc"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tie": [("d", "tau")]}, "tie= names 'd', which is not fitted"),
+        ({"order": "d"}, "order= names 'd', which is not fitted"),
+        ({"tie": [("mu[0]", "tau[0]")]}, "cannot make 'mu"),
+        ({"fix": {"tau": [0.0, 1.0]}}, r"'tau' lies outside of its support(.|\n)*1e-4"),
+        ({"fix": {"nu": 1.0}}, "unknown value 'nu'"),
+    ],
+)
+def test_restrictions_that_cannot_be_meant_say_so(options, message):
+    with pytest.raises(FitError, match=message):
+        symhmm.fit(switching, chain_data(), method="laplace", **options)
+
+
 def test_what_cannot_be_integrated_says_so():
     with pytest.raises(FitError, match=r"no random effects(.|\n)*method='mle'"):
         laplace(compile(cf.gaussian, cf.sample()))

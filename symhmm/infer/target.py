@@ -26,7 +26,7 @@ class Target:
 
     Args:
         density: what is evaluated.
-        fixed: constrained values that replace the density's own, by name; they may lie on the edge of a support.
+        fixed: constrained values that replace the density's own, by name; they may lie on an edge that the support includes.
         start: shape (size,), unconstrained starting point of the whole vector.
         free: shape (m,), positions in the vector that may move; all others keep their starting value.
         restriction: what is tied or ordered among them. The driver moves n coordinates: those of the restriction, or the
@@ -186,6 +186,12 @@ def target(
     for n, v in fixed.items():
         if not bool(torch.isfinite(v).all()):
             raise FitError(f"the value given to fix {n!r} is not finite.", details=[f"seen {v}"])
+        if not bool(density.layout[n].constraint.check(v).all()):
+            raise FitError(
+                f"the value given to fix {n!r} lies outside of its support.",
+                details=[f"seen {v.tolist()}, support {density.layout[n].constraint}"],
+                suggestion="a small value such as 1e-4 in place of a scale of zero",
+            )
     free = [i for e in density.layout.entries if e.name not in fixed for i in range(e.start, e.stop)]
     if not free:
         held = f"fixed: {', '.join(fixed)}" if fixed else "the program has no pyro.param and no continuous latent"
