@@ -21,10 +21,10 @@ FLOORS: list[dict[str, str]] = [
     },
     {
         "capture": "names marks time_index tracking inputs loops records stack verify observations enumeration giving"
-        " sites open factors program"
+        " sites deferred open factors program"
     },
     {"compiler": "steps order plan lower arguments step layout roles density expected marginal"},
-    {"tables": "results arrow states support read gaps frame labels cells data naming scan formula design"},
+    {"tables": "results arrow bent states support read gaps frame labels cells data naming scan formula design"},
     {
         "posterior": "series ends evaluated emissions filler mixture marginals traceback kbest decode prefix blocks pointwise forecast"
         " curves align forward simulate checks by_draws residuals inference_data"
@@ -36,7 +36,7 @@ FLOORS: list[dict[str, str]] = [
         " moving sampler draws pilot nuts"
     },
     {"simulators": "holes chains groups"},
-    {"": "datasets questions effects components summary saved reorder fitting plots"},
+    {"": "datasets questions effects components summary saved reorder fitting densities plots"},
     {
         "models": "emissions spec inputs template starts order model_fit mixed_hmm glm_hmm base streams"
         " hmm gaussian mixture rows regression semi_markov continuous_time recapture"

@@ -66,6 +66,14 @@ def check_shape(name: str, value: Tensor, event_dim: int, plates: Sequence[Any])
             )
 
 
+def checked_at_once(support: Any) -> bool:
+    """Whether values of all steps can be checked together.
+
+    Supports made of others may index by mask, which has no batching rule: they are checked in concrete steps only.
+    """
+    return type(support).__module__ in ("torch.distributions.constraints", "pyro.distributions.constraints")
+
+
 def check_values(name: str, fn: Any, value: Tensor, mask: Tensor | bool | None, levels: Sequence[Level]) -> None:
     """Raise `DataError` if an observation that is not masked is NaN or outside the support."""
     if not value.numel():
@@ -77,11 +85,7 @@ def check_values(name: str, fn: Any, value: Tensor, mask: Tensor | bool | None, 
             f"the observations of site {name!r} contain {bad} unmasked NaN.",
             suggestion="pyro.poutine.mask(mask=~value.isnan()) around the site, or drop these rows",
         )
-    # Supports made of others may index by mask, which has no batching rule: they are checked in concrete steps only.
-    if levels and type(fn.support).__module__ not in (
-        "torch.distributions.constraints",
-        "pyro.distributions.constraints",
-    ):
+    if levels and not checked_at_once(fn.support):
         return
     # Such supports also expect values of the full shape.
     batch = broadcast_shape(fn.batch_shape, value.shape[: value.dim() - fn.event_dim])

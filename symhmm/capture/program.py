@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.utils._pytree import tree_map
 
+from symhmm.capture.deferred import DeferringMessenger
 from symhmm.capture.factors import factor_graph
 from symhmm.capture.inputs import Inputs
 from symhmm.capture.loops import LoopRunner, Schedule
@@ -167,9 +168,7 @@ def _try(call: _Call, recipe: Recipe, verify: bool, reason: str) -> FactorGraph:
     result = _run(call, recipe)
     if recipe.tier == "vector":
         if verify and result.vectorised():
-            with torch.no_grad():
-                reference = _run(call, Recipe("unrolled", recipe.max_plate_nesting), windows(full_length(result)))
-            verify_steps(result, reference)
+            _verify(call, result, Recipe("unrolled", recipe.max_plate_nesting))
         kept = [loop for loop in result.loops.values() if loop.reason and loop.total > 2]
         if kept:
             _warn(kept, "unrolled", kept[0].reason)
@@ -182,6 +181,17 @@ def _try(call: _Call, recipe: Recipe, verify: bool, reason: str) -> FactorGraph:
         loop.reason = reason
     _warn(long, recipe.tier, reason)
     return _finish(result, recipe)
+
+
+def _verify(call: _Call, result: Result, one_by_one: Recipe) -> None:
+    """Compare a vectorised run with steps run one by one, their log-factors evaluated together if that will do."""
+    schedule = windows(full_length(result))
+    with torch.no_grad():
+        try:
+            verify_steps(result, _run(call, one_by_one, schedule, DeferringMessenger))
+        except (SymhmmError, NotVectorisable, ValueError, RuntimeError):
+            # Whatever it was, steps that are evaluated one by one have the last word, and the better message.
+            verify_steps(result, _run(call, one_by_one, schedule))
 
 
 def _warn(loops: list[Any], tier: str, reason: str) -> None:
@@ -198,7 +208,9 @@ def _finish(result: Result, recipe: Recipe) -> FactorGraph:
     return factor_graph(result, recipe)
 
 
-def _run(call: _Call, recipe: Recipe, schedule: Schedule | None = None) -> Result:
+def _run(
+    call: _Call, recipe: Recipe, schedule: Schedule | None = None, messenger: type[SiteMessenger] | None = None
+) -> Result:
     """Run the program once and return what it left behind."""
     position = Position()
     tracker = Tracker(position, recipe.fresh)
@@ -207,11 +219,12 @@ def _run(call: _Call, recipe: Recipe, schedule: Schedule | None = None) -> Resul
         position, recipe.tier == "vector", recipe.peel, schedule, lambda on: _set_validation(on and validate)
     )
     result = Result(position.names, runner.loops)
-    sites = call.sites(position, tracker, call.inputs, result, recipe.max_plate_nesting, validate)
+    make = messenger or call.sites
+    sites = make(position, tracker, call.inputs, result, recipe.max_plate_nesting, validate)
     before = MarkovMessenger.__iter__
     MarkovMessenger.__iter__ = lambda markov: runner.iterate(markov)  # type: ignore[method-assign]
     call.inputs.restart()
-    _set_validation(validate)
+    _set_validation(validate, arguments=make.checks_arguments)
     before_plates = _DIM_ALLOCATOR._stack
     plates = _DIM_ALLOCATOR._stack = _Plates(before_plates)
     try:
@@ -238,6 +251,7 @@ def _run(call: _Call, recipe: Recipe, schedule: Schedule | None = None) -> Resul
     if runner.incomplete:
         raise NotVectorisable("the loop is left before its end")
     _refuse_changed(sites.used)
+    sites.finish()
     return stack(result) if recipe.tier == "stacked" else result
 
 
@@ -260,8 +274,8 @@ def _explain(error: Exception) -> None:
         ) from error
 
 
-def _set_validation(on: bool) -> None:
-    Distribution.set_default_validate_args(on)
+def _set_validation(on: bool, arguments: bool = True) -> None:
+    Distribution.set_default_validate_args(on and arguments)
     pyro.poutine.enable_validation(on)
 
 

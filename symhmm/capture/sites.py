@@ -40,6 +40,8 @@ class SiteMessenger(Messenger):
         check_data: whether observations are checked (never while tracing).
     """
 
+    checks_arguments = True  # distributions look at their arguments when they are made
+
     def __init__(
         self, position: Position, tracker: Tracker, inputs: Inputs, result: Result, nesting: int, check_data: bool
     ) -> None:
@@ -50,6 +52,9 @@ class SiteMessenger(Messenger):
         self.giver = Giver(position, tracker, inputs, result)
         self.given: set[str] = set()
         self.used: list[tuple[str, Tensor, int]] = []
+
+    def finish(self) -> None:
+        """After the run."""
 
     def _pyro_param(self, msg: dict[str, Any]) -> None:
         self.giver.param(msg)
@@ -140,7 +145,7 @@ class SiteMessenger(Messenger):
         role: Role
         self._note_plates(stack)
         if support is not None:
-            tensor, role = _log_prob(fn, value), "discrete latent"
+            role = "discrete latent"
         else:
             role = (
                 "continuous latent" if name in self.given else "factor" if type(fn).__name__ == "Unit" else "observed"
@@ -153,8 +158,8 @@ class SiteMessenger(Messenger):
                 check_shape(name, value, fn.event_dim, stack)
             helper = any(pass_ == "prev" for _, pass_, _ in self.position.steps)
             if self.check_data and role == "observed" and mask is not False and not helper:
-                check_values(name, fn, value, mask, self.position.levels)
-            tensor = masked_log_prob(fn, value, mask, replace=role == "observed")
+                self._check_values(name, fn, value, mask)
+        tensor = self._log_factor(msg, fn, mask, role)
         for x in (msg["mask"], value):
             if isinstance(x, Tensor):
                 self.used.append((name, x, innermost(x)._version))
@@ -165,6 +170,12 @@ class SiteMessenger(Messenger):
             name, role, tensor, dims, tuple(f.name for f in stack), axes, tuple(self.position.steps), extra, support,
             (tuple(value.shape), type(fn).__name__) if role == "observed" else None,
         )  # fmt: skip
+
+    def _log_factor(self, msg: dict[str, Any], fn: Any, mask: Any, role: Role) -> Tensor:
+        return log_factor(fn, msg["value"], mask, role)
+
+    def _check_values(self, name: str, fn: Any, value: Tensor, mask: Any) -> None:
+        check_values(name, fn, value, mask, self.position.levels)
 
     def _check_carried(self, name: str, tensor: Tensor, mask: Any) -> None:
         mark = self.tracker.union(tensor, *([mask] if isinstance(mask, Tensor) else []))
@@ -238,6 +249,13 @@ class SiteMessenger(Messenger):
                 value = level.unbatch(value)
         if not any(role == "prev" for _, role, _ in self.position.steps):
             self.result.deterministic[msg["name"]] = value
+
+
+def log_factor(fn: Any, value: Tensor, mask: Tensor | bool | None, role: Role) -> Tensor:
+    """Log-probability of a site in nats: that of a discrete latent counts unmasked, masked data are never looked at."""
+    if role == "discrete latent":
+        return _log_prob(fn, value)
+    return masked_log_prob(fn, value, mask, replace=role == "observed")
 
 
 def _log_prob(fn: Any, value: Tensor) -> Tensor:

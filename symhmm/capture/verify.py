@@ -113,10 +113,14 @@ def _compare(record: Record, pairs: list[tuple[Tensor, Tensor]], result: Result)
     by_shape: dict[tuple[torch.Size, torch.Size], list[tuple[Tensor, Tensor]]] = {}
     for a, b in pairs:
         by_shape.setdefault((a.shape, b.shape), []).append((a, b))
-    # Both runs do the same operations: they differ by rounding alone, which float32 shows more of.
-    tolerance = _TOLERANCE if record.tensor.dtype == torch.float64 else 1e-4
     for group in by_shape.values():
         mine, own = (torch.stack([pair[i] for pair in group]) for i in (0, 1))
-        if not torch.allclose(mine, own, rtol=tolerance, atol=tolerance, equal_nan=True):
+        if not alike(mine, own):
             name = result.names.template(record.name, dict.fromkeys(record.axes, "time"))
             raise NotVectorisable(f"the factor of site {name!r} differs from the program's own at some steps")
+
+
+def alike(a: Tensor, b: Tensor) -> bool:
+    """Whether ``a`` and ``b`` came from the same operations: they differ by rounding alone, which float32 shows more of."""
+    tolerance = _TOLERANCE if a.dtype == torch.float64 else 1e-4
+    return torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)

@@ -1,7 +1,9 @@
 """Density: a compiled log-density with every discrete latent summed out, and `compile`, which makes it."""
 
+import gc
 import weakref
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 from warnings import warn
@@ -186,7 +188,8 @@ class Density:
     def _captured(self, key: tuple[str, ...]) -> tuple[Step, Constants]:
         steps = self.compiled.steps
         if key not in steps:
-            steps[key] = self._trace(key)
+            with _uncollected():
+                steps[key] = self._trace(key)
         if key not in self._constants:
             self._constants[key] = steps[key].constants(self._inputs())
         return steps[key], self._constants[key]
@@ -272,10 +275,11 @@ def compile(
         if compiled.mode == "captured":
             subsamples = tuple(compiled.graph.subsamples.values())
             return Density(program, arguments, compiled, arguments.tensors + subsamples)
-    graph = (program if isinstance(program, FactorGraph) else capture(program, args, kwargs)).check()
-    compiled = Compiled(graph, plan(graph, strategy=strategy, memory_limit=memory_limit), layout(graph))
-    density = Density(program, arguments, compiled, arguments.tensors + tuple(graph.subsamples.values()))
-    _capture_step(density)
+    with _uncollected():
+        graph = (program if isinstance(program, FactorGraph) else capture(program, args, kwargs)).check()
+        compiled = Compiled(graph, plan(graph, strategy=strategy, memory_limit=memory_limit), layout(graph))
+        density = Density(program, arguments, compiled, arguments.tensors + tuple(graph.subsamples.values()))
+        _capture_step(density)
     cache[key] = compiled
     return density
 
@@ -341,6 +345,18 @@ def _run(
             suggestion="make control flow independent of parameter values",
         )
     return graph
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No search for garbage in cycles: many small objects are made here and kept, and each search visits all of torch's."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _cache_of(program: Any) -> dict[Any, Compiled]:
