@@ -14,10 +14,10 @@ from torch import Tensor
 
 from symhmm.capture.program import capture
 from symhmm.compiler.arguments import Arguments, take_apart
+from symhmm.compiler.free import FreeValues
 from symhmm.compiler.layout import Layout, layout
 from symhmm.compiler.lower import lower
 from symhmm.compiler.plan import MEMORY_LIMIT, plan
-from symhmm.compiler.roles import Roles, roles
 from symhmm.compiler.step import Constants, Step, trace
 from symhmm.compiler.steps import Plan
 from symhmm.errors import ProgramError, StructureDependsOnInput, SymhmmWarning
@@ -53,7 +53,7 @@ class Compiled:
 
 
 @dataclass(frozen=True, eq=False)
-class Density:
+class Density(FreeValues):
     """The log-density of a program's parameters and continuous latents given its data, discrete latents summed out.
 
     Values are named and constrained (as the program sees them) in ``log_prob`` and ``per``; the vector of
@@ -89,28 +89,6 @@ class Density:
     def layout(self) -> Layout:
         """Names, shapes and places of the free values."""
         return self.compiled.layout
-
-    @property
-    def size(self) -> int:
-        """Length of the unconstrained vector."""
-        return self.layout.size
-
-    def roles(self) -> Roles:
-        """What is fitted, what is summed out, what is observed; prints as a table."""
-        return roles(self.graph, self.layout)
-
-    def initial(self) -> dict[str, Tensor]:
-        """Constrained starting values: each parameter's own, and for latents the prior mean where there is one."""
-        params = {n: p.value for n, p in self.graph.params.items()}
-        return params | {n: x.value for n, x in self.graph.latents.items()}
-
-    def pack(self, values: Values) -> Tensor:
-        """Unconstrained vector, shape (size,), of constrained ``values``. Raises `ValuesError`."""
-        return self.layout.pack(values)
-
-    def unpack(self, vector: Tensor) -> dict[str, Tensor]:
-        """Constrained values of an unconstrained vector; differentiable."""
-        return self.layout.unpack(vector)
 
     def log_prob(self, values: Values) -> Tensor:
         """Log-density at constrained values, nats, shape ().

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from symhmm.compiler.density import Compiled, Density
+from symhmm.compiler.free import FreeValues
 from symhmm.compiler.layout import Layout
-from symhmm.compiler.roles import Roles, roles
 from symhmm.compiler.steps import Plan
 from symhmm.errors import GraphError
 from symhmm.graph import FactorGraph
@@ -38,7 +38,7 @@ class _Warm:
 
 
 @dataclass(frozen=True, eq=False)
-class Laplace:
+class Laplace(FreeValues):
     """A density whose random effects have been integrated out; drivers treat it as the `Density` it came from.
 
     ``log_prob``, ``per``, ``value_and_grad``, ``pack`` and ``unpack`` are those of the remaining values; ``modes`` gives
@@ -69,28 +69,6 @@ class Laplace:
     def layout(self) -> Layout:
         """Names, shapes and places of the values that remain."""
         return self.members.kept
-
-    @property
-    def size(self) -> int:
-        """Length of the unconstrained vector."""
-        return self.layout.size
-
-    def roles(self) -> Roles:
-        """What is fitted, what is summed out, what is observed."""
-        return roles(self.graph, self.layout)
-
-    def initial(self) -> dict[str, Tensor]:
-        """Constrained starting values of what remains."""
-        start = self.density.initial()
-        return {e.name: start[e.name] for e in self.layout.entries}
-
-    def pack(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Unconstrained vector, shape (size,)."""
-        return self.layout.pack(values)
-
-    def unpack(self, vector: Tensor) -> dict[str, Tensor]:
-        """Constrained values of an unconstrained vector; differentiable."""
-        return self.layout.unpack(vector)
 
     def log_prob(self, values: Mapping[str, Tensor]) -> Tensor:
         """Marginal log-density at constrained values, nats, shape (); differentiable once. `ValuesError` as `Density`."""
