@@ -60,7 +60,7 @@ def careful_backward(
     emission, e_row, e_time, e_to,
     messages, lanes,
     g_transition, gt_row, gt_time,
-    g_emission, ge_row, ge_time,
+    g_emission, ge_row, ge_time, ge_to,
     g_terminal, gz_row,
 ):  # fmt: skip
     """Forward recursion of the occupancies of some chains; gradients are added."""
@@ -95,7 +95,7 @@ def careful_backward(
                         flow = here[s] * move[j] / norm
                         there[first + j] += flow
                         counts[s * size + j] += flow
-                        g_emission[ge_row[b] + t * ge_time + j] += flow
+                        g_emission[ge_row[b] + t * ge_time + j * ge_to] += flow
                 if gt_time > 0:
                     for k in range(states * size):
                         g_transition[gt_row[b] + t * gt_time + k] += counts[k]

@@ -67,7 +67,7 @@ def backward(
     call = _prepared((transition, emission, terminal), length, messages.shape[-3])
     layout = call.layout
     if layout.chains == 0:
-        return torch.zeros_like(transition), torch.zeros_like(emission), torch.zeros_like(terminal)
+        return transition.new_zeros(transition.shape), torch.zeros_like(emission), torch.zeros_like(terminal)
     if not layout.fits(messages, scales):
         messages, scales = layout.messages(transition).copy_(messages), layout.scales(transition).copy_(scales)
     weight = weight.expand(call.message_size).contiguous()
@@ -76,7 +76,8 @@ def backward(
     like, entries = call.like.dtype, layout.states * layout.padded
     fast = np.empty(layout.chains, np.bool_)
     count = part_count(2 * call.seconds, call.groups)
-    (g_transition, gf_gap), (g_emission, ge_gap) = (gradient.parts(count) for gradient in call.gradients)
+    to_transition, to_emission = call.gradients
+    (g_transition, gf_gap), (g_emission, ge_gap) = to_transition.parts(count), to_emission.parts(count)
     g_terminal = torch.zeros(terminal.shape, dtype=terminal.dtype)
     _phases(
         call.kernel("backward_pass"), JOIN, END + 1, count,
@@ -87,17 +88,17 @@ def backward(
         (*gf, gf_gap), (*ge, ge_gap), gz,
     )  # fmt: skip
     if not fast.all():
-        g = call.gradients
         careful_backward(
             np.flatnonzero(~fast), shape[0], shape[1], np.array(layout.starts), weight.reshape(-1).numpy(),
             memory(transition, call.transition.extent), call.transition.chains, call.transition.time,
             *call.transition.inner, memory(emission, call.emission.extent), call.emission.chains, call.emission.time,
             *call.emission.inner, memory(messages, layout.entries[0]), layout.padded,
-            memory(g_transition, g[0].places.extent), g[0].places.chains, g[0].places.time,
-            memory(g_emission, g[1].places.extent), g[1].places.chains, g[1].places.time,
+            memory(g_transition, to_transition.places.extent), to_transition.places.chains, to_transition.places.time,
+            memory(g_emission, to_emission.places.extent), to_emission.places.chains, to_emission.places.time,
+            *to_emission.places.inner,
             g_terminal.view(-1).numpy(), gz,
         )  # fmt: skip
-    return _total(g_transition), _total(g_emission), g_terminal
+    return to_transition.total(g_transition), to_emission.total(g_emission), g_terminal
 
 
 def _prepared(tensors: tuple[Tensor, Tensor, Tensor], length: int, blocks: int | None = None) -> Prepared:
@@ -113,8 +114,3 @@ def _phases(kernel: Callable[..., None], first: int, last: int, parts: int, *arg
     for phase in range(first, last):
         count = parts if phase in (UNITS, RECURSION) else 1
         run([partial(kernel, phase, phase + 1, part, count, *arguments) for part in range(count)])
-
-
-def _total(parts: Tensor) -> Tensor:
-    """The sum of what the parts of the work have added up."""
-    return parts[0] if parts.shape[0] == 1 else parts.sum(0)

@@ -14,6 +14,7 @@ from symhmm.chains.simd import (
     lanes_of,
     larger,
     load,
+    load_first,
     splat,
     store,
 )
@@ -58,13 +59,21 @@ def read_emission(tile, base, first, last, size, emission, e_row, e_time, e_to):
     """Transpose the emission terms of some steps into [step, K, lanes]."""
     width = lanes_of(tile)
     size = SIZE or size
+    # Lanes next to each other in memory, of which the last may be read several times: it fills up the last vector.
+    beside = 1
+    while beside < width and e_row[base + beside] == e_row[base] + beside:
+        beside += 1
     side_by_side = True
-    for lane in range(1, width):
-        side_by_side &= e_row[base + lane] == e_row[base] + lane
+    for lane in range(beside, width):
+        side_by_side &= e_row[base + lane] == e_row[base + beside - 1]
     if side_by_side:
         for t in range(first, last):
             for k in range(size):
-                store(tile, ((t - first) * size + k) * width, load(emission, e_row[base] + t * e_time + k * e_to))
+                at, to = e_row[base] + t * e_time + k * e_to, ((t - first) * size + k) * width
+                if beside == width:
+                    store(tile, to, load(emission, at))
+                else:
+                    store(tile, to, load_first(emission, at, beside))
         return
     # Squares of width x width numbers are transposed in registers, along whatever is contiguous in memory.
     count, done = last - first, 0

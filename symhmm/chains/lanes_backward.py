@@ -13,9 +13,11 @@ from symhmm.chains.simd import (
     lanes_of,
     larger,
     load,
+    load_first,
     numbers_at,
     splat,
     store,
+    store_first,
     total,
     where_positive,
 )
@@ -31,7 +33,7 @@ def lanes_backward(
     emission_at, e_row, e_time, e_to,
     starting, messages_at, scales_at,
     g_transition_at, gt_row, gt_time,
-    g_emission_at, ge_row, ge_time, ge_add,
+    g_emission_at, ge_row, ge_time, ge_to, ge_add,
     finishing,
 ):  # fmt: skip
     """Forward recursion of the occupancies over the steps of every lane in some groups of lanes.
@@ -119,7 +121,7 @@ def lanes_backward(
                 chunks += 1
                 if chunks % FLUSH == 0:
                     _flush(sums, counts, width)
-            _write_emission(g_emission, ge_row, ge_time, ge_add, tile, base, low, top, used, idle, steps, size)
+            _write_emission(g_emission, ge_row, ge_time, ge_to, ge_add, tile, base, low, top, used, idle, steps, size)
         if constant:
             _flush(sums, counts, width)
             _add_counts(g_transition, gt_row, base, used, sums, matrix, shared, states * size, width)
@@ -228,29 +230,49 @@ def _add_step(
 
 
 @inner
-def _write_emission(g_emission, ge_row, ge_time, ge_add, tile, base, low, top, used, idle, steps, size):
-    """Transpose the gradients of some steps back from lanes to rows."""
+def _write_emission(g_emission, ge_row, ge_time, ge_to, ge_add, tile, base, low, top, used, idle, steps, size):
+    """Transpose the gradients of some steps back from lanes to where they belong; see `read_emission`."""
     width = lanes_of(tile)
     size = SIZE or size
     if ge_add and _same(ge_row, base, width):
         for t in range(low, top):
             for k in range(size):
-                g_emission[ge_row[base] + t * ge_time + k] += total(load(tile, ((t - low) * size + k) * width))
+                g_emission[ge_row[base] + t * ge_time + k * ge_to] += total(load(tile, ((t - low) * size + k) * width))
         return
-    done = 0
-    any_idle = False
-    for lane in range(width):
+    inside = min(width, used - base)
+    any_idle, side_by_side = False, True
+    for lane in range(inside):
         any_idle |= idle[base + lane] and top == steps
-    if ge_time == size and not any_idle:
-        # A lane that fills up the last vector repeats the row of the lane before it, which is written after it.
-        done = (top - low) * size - (top - low) * size % width
+        side_by_side &= ge_row[base + lane] == ge_row[base] + lane
+    count, done = top - low, 0
+    if side_by_side and not any_idle:
+        for t in range(count):
+            for k in range(size):
+                at = ge_row[base] + (low + t) * ge_time + k * ge_to
+                new = load(tile, (t * size + k) * width)
+                if ge_add:
+                    new = new + load_first(g_emission, at, inside)
+                if inside == width:
+                    store(g_emission, at, new)
+                else:
+                    store_first(g_emission, at, inside, new)
+        return
+    # A lane that fills up the last vector repeats the row of the lane before it, which is written after it.
+    if ge_to == 1 and ge_time == size and not any_idle:
+        done = count * size - count * size % width
         for m in range(0, done, width):
             lanes_to_rows(tile, m * width, width, g_emission, ge_row, base, low * size + m, ge_add)
-    for lane in range(min(width, used - base)):
+    elif ge_time == 1 and not any_idle:
+        done = (count - count % width) * size
+        for k in range(size):
+            for t in range(0, count - count % width, width):
+                at = (t * size + k) * width
+                lanes_to_rows(tile, at, size * width, g_emission, ge_row, base, low + t + k * ge_to, ge_add)
+    for lane in range(inside):
         row = ge_row[base + lane]
         end = top - 1 if idle[base + lane] and top == steps else top
         for m in range(done, (end - low) * size):
-            at = row + (low + m // size) * ge_time + m % size
+            at = row + (low + m // size) * ge_time + m % size * ge_to
             value = tile[m * width + lane]
             if ge_add:
                 g_emission[at] += value

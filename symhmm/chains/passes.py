@@ -86,8 +86,8 @@ def backward_pass(
         weight_at: address of the weight of each message [chains, S].
         saved_at: addresses of messages, scales and links.
         gradients_at: addresses of the gradients of transition, emission and terminal terms.
-        gf, ge: lanes, stride over time, for the emission whether lanes share numbers that are then added to, and the
-            bytes from the gradient of one part to that of the next.
+        gf, ge: lanes, stride over time, for the emission the stride of the states and whether lanes share numbers that
+            are then added to, and the bytes from the gradient of one part to that of the next.
         gz: where the gradients of the terminal terms lie, by chain.
     """
     size, rest, steps, chains, blocks, lanes, used = shape
@@ -110,7 +110,7 @@ def backward_pass(
                 low, high, size, rest, steps, lanes, used, idle,
                 like, transition_at, f[0], f[2], f[3], f[4], f[5], emission_at, e[0], e[2], e[3],
                 starting, messages_at, scales_at, gradients_at[0] + part * gf[2], gf[0], gf[1],
-                gradients_at[1] + part * ge[3], ge[0], ge[1], ge[2], finishing,
+                gradients_at[1] + part * ge[4], ge[0], ge[1], ge[2], ge[3], finishing,
             )  # fmt: skip
         else:
             g_terminal = numbers_at(gradients_at[2], like)

@@ -103,7 +103,10 @@ class Prepared:
     @cached_property
     def gradients(self) -> tuple["Gradient", "Gradient"]:
         """How the gradients of the transition and of the emission terms are written."""
-        return self._gradient(0, 3, written=False), self._gradient(1, 2, written=True)
+        return (
+            self._gradient(0, 3, _contiguous(self.sizes[0]), written=False),
+            self._gradient(1, 2, _alike(self.sizes[1], self.strides[1]), written=True),
+        )
 
     @cached_property
     def backward_arguments(self) -> tuple[Any, ...]:
@@ -114,7 +117,7 @@ class Prepared:
         shape = (*self.forward_arguments[0][:6], layout.lanes)
         return (
             shape, f, e, idle(layout, 1),
-            (gf.places.lanes, gf.places.time), (ge.places.lanes, ge.places.time, ge.shared), gz.chains,
+            (gf.places.lanes, gf.places.time), (ge.places.lanes, ge.places.time, *ge.places.inner, ge.shared), gz.chains,
         )  # fmt: skip
 
     def kernel(self, name: str) -> Any:
@@ -125,14 +128,14 @@ class Prepared:
     def _places(self, term: int, copies: int) -> Places:
         return places(self.sizes[term], self.strides[term], True, self.layout, copies)
 
-    def _gradient(self, term: int, event: int, *, written: bool) -> "Gradient":
+    def _gradient(self, term: int, event: int, stride: tuple[int, ...], *, written: bool) -> "Gradient":
         size, layout = self.sizes[term], self.layout
         chains = size[: len(size) - event].numel()
         constant = size[-event] == 1 and layout.length > 1
         shared = chains < layout.chains or constant
         crossed = chains < layout.chains or (constant and layout.blocks > 1)
-        found = places(size, _contiguous(size), True, layout, 1)
-        return Gradient(size, self.dtype, found, shared, crossed, zeroed=shared or not written)
+        found = places(size, stride, True, layout, 1)
+        return Gradient(size, stride, self.dtype, found, shared, crossed, zeroed=shared or not written)
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,7 @@ class Gradient:
 
     Args:
         size: of the input.
+        stride: of the gradient, which has no gaps.
         dtype: of the input.
         places: where its numbers lie.
         shared: whether several lanes or steps add to the same numbers.
@@ -149,6 +153,7 @@ class Gradient:
     """
 
     size: torch.Size
+    stride: tuple[int, ...]
     dtype: torch.dtype
     places: Places
     shared: bool
@@ -156,12 +161,16 @@ class Gradient:
     zeroed: bool
 
     def parts(self, count: int) -> tuple[Tensor, int]:
-        """Gradients to be written, (parts, *size): one, or one for each of ``count`` parts of the work that would add to
+        """Gradients to be written, (parts, numbers): one, or one for each of ``count`` parts of the work that would add to
         the same numbers; and the bytes from each to the next."""
-        make = torch.zeros if self.zeroed else torch.empty
+        make, entries = torch.zeros if self.zeroed else torch.empty, self.size.numel()
         if count == 1 or not self.crossed:
-            return make((1, *self.size), dtype=self.dtype), 0
-        return make((count, *self.size), dtype=self.dtype), self.size.numel() * self.dtype.itemsize
+            return make((1, entries), dtype=self.dtype), 0
+        return make((count, entries), dtype=self.dtype), entries * self.dtype.itemsize
+
+    def total(self, parts: Tensor) -> Tensor:
+        """The sum of what the parts of the work have added up, in the shape of the input."""
+        return (parts if parts.shape[0] == 1 else parts.sum(0)).as_strided(self.size, self.stride)
 
 
 @lru_cache(maxsize=256)
@@ -174,3 +183,8 @@ def prepared(sizes: Sizes, strides: Strides, dtype: torch.dtype, length: int, bl
 
 def _contiguous(size: torch.Size) -> tuple[int, ...]:
     return torch.empty(size, device="meta").stride()
+
+
+def _alike(size: torch.Size, stride: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides of a tensor without gaps whose dimensions have the same order in memory."""
+    return torch.empty_like(torch.empty_strided(size, stride, device="meta")).stride()

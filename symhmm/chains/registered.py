@@ -170,6 +170,12 @@ def _fake_gradients(weight: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     return tuple(x.new_empty(x.shape) for x in inputs[:3])
 
 
+def _fake_chain_gradients(weight: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    transition, emission, terminal = _fake_gradients(weight, *inputs)
+    # On the CPU the largest of the three lies in memory as its input does, so that neither side transposes it.
+    return transition, torch.empty_like(inputs[1]) if emission.device.type == "cpu" else emission, terminal
+
+
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[:3], *output[1:])
     ctx.counts = inputs[3:]
@@ -189,7 +195,7 @@ def _leading(x: Tensor, dim: int | None) -> Tensor:
     return x.unsqueeze(0) if dim is None else x.movedim(dim, 0)
 
 
-def _register(forward: Any, backward: Any, outputs: int) -> None:
+def _register(forward: Any, backward: Any, outputs: int, fake: Any = _fake_gradients) -> None:
     """Tie a chain operator to the operator of its gradient, and fold `torch.func.vmap` into the batch of both."""
 
     def gradient(ctx: Any, weight: Tensor | None, *unused: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -212,14 +218,14 @@ def _register(forward: Any, backward: Any, outputs: int) -> None:
         ]
         return backward(*inputs, *args[len(tensors) :]), (0, 0, 0)
 
-    backward.register_fake(_fake_gradients)
+    backward.register_fake(fake)
     forward.register_autograd(gradient, setup_context=_setup)
     backward.register_autograd(_no_second_gradient)
     forward.register_vmap(batched)
     backward.register_vmap(batched_gradient)
 
 
-_register(chain, chain_backward, outputs=4)
-_register(chain_in_segments, chain_in_segments_backward, outputs=2)
+_register(chain, chain_backward, outputs=4, fake=_fake_chain_gradients)
+_register(chain_in_segments, chain_in_segments_backward, outputs=2, fake=_fake_chain_gradients)
 _register(chain_in_stages, chain_in_stages_backward, outputs=3)
 _register(best, best_backward, outputs=2)

@@ -35,7 +35,7 @@ def backward(
     weight: Tensor, transition: Tensor, emission: Tensor, terminal: Tensor, ends: Tensor, length: int, segments: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``(weight * message).sum()`` in the shapes of transition, emission and terminal."""
-    to_transition, to_emission = torch.zeros_like(transition), torch.zeros_like(emission)
+    to_transition, to_emission = transition.new_zeros(transition.shape), torch.zeros_like(emission)
     batch = common_batch(transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1])
     ends = ends.expand(*batch, *ends.shape[-2:])
     for k, (first, last) in enumerate(cut(length, segments)):
