@@ -187,4 +187,5 @@ def _contiguous(size: torch.Size) -> tuple[int, ...]:
 
 def _alike(size: torch.Size, stride: tuple[int, ...]) -> tuple[int, ...]:
     """Strides of a tensor without gaps whose dimensions have the same order in memory."""
-    return torch.empty_like(torch.empty_strided(size, stride, device="meta")).stride()
+    # Memory that nobody touches costs nothing; on the meta device torch asks sympy, which takes a third of a second to import.
+    return torch.empty_like(torch.empty_strided(size, stride)).stride()
