@@ -16,34 +16,33 @@ Replay = Callable[..., tuple[Tensor, Tensor]]
 
 
 class Moving:
-    """Log-density of the sampler's coordinates and its gradient, nats; counts its own calls."""
+    """Log-density of the free coordinates of the sampler and its gradient, nats; counts its own calls."""
 
     def __init__(self, goal: Target, coordinates: Coordinates, native: bool) -> None:
         self.goal, self.calls = goal, 0
-        self.constants = coordinates.centred, coordinates.signed
+        self.constants = coordinates.constants
         self.replay = _replay(goal, coordinates, native)
 
     def move(self, coordinates: Coordinates) -> None:
         """Go on in other coordinates of the same sites; nothing is captured anew."""
-        self.constants = coordinates.centred, coordinates.signed
+        self.constants = coordinates.constants
 
     def __call__(self, x: Array) -> tuple[float, Array]:
         self.calls += 1
         with torch.no_grad():
-            value, gradient = self.replay(
-                self.goal.embed(torch.from_numpy(x).to(self.goal.start.dtype)), *self.constants
-            )
-        return value.item(), gradient[self.goal.free].double().numpy()
+            value, gradient = self.replay(torch.from_numpy(x), *self.constants)
+        return value.item(), gradient.numpy()
 
 
 def _replay(goal: Target, coordinates: Coordinates, native: bool) -> Replay:
-    """Value and gradient as a function of the vector, its centredness and its signs."""
-    density, names = goal.density, coordinates.names
+    """Value and gradient as a function of the free coordinates and of what `Coordinates.constants` gives."""
+    density = goal.density
 
-    def gradient(vector: Tensor, centred: Tensor, signed: Tensor, *data: Tensor) -> tuple[Tensor, Tensor]:
+    def gradient(x: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        constants, data = inputs[: len(coordinates.constants)], inputs[len(coordinates.constants) :]
         # With its data as inputs, so that one capture serves all data of a shape.
         own = replace(goal, density=replace(density, data=data, _constants={})) if data else goal
-        return value_and_gradient(lambda w: log_density(Coordinates(own, names, centred, signed), w), vector)
+        return value_and_gradient(lambda x: log_density(replace(coordinates, goal=own).given(*constants), x), x)
 
     compiled = density.compiled
     if compiled.mode == "eager":
@@ -51,28 +50,43 @@ def _replay(goal: Target, coordinates: Coordinates, native: bool) -> Replay:
     data = density.data if compiled.mode == "captured" else ()
 
     def make() -> tuple[Step, Replay]:
-        step = trace(gradient, (goal.start, coordinates.centred, coordinates.signed), data, gradients=True)
+        example = (goal.coordinates(goal.start), *coordinates.constants)
+        step = trace(gradient, example, data, gradients=True)
         return step, torch.compile(step.body, fullgraph=True, dynamic=False) if native else step.body
 
-    # What is held at given values is written into the capture, which then serves this fit alone.
-    step, body = make() if goal.fixed else compiled.once(("nuts", names, native), make)
+    # What is held at given values, tied or ordered is written into the capture, which then serves this fit alone.
+    own = bool(goal.fixed) or goal.restriction is not None
+    step, body = make() if own else compiled.once(("nuts", coordinates.names, native), make)
     fixed = step.constants(data)
     return lambda *inputs: body(*inputs, *fixed)
 
 
-def log_density(at: Coordinates, w: Tensor) -> Tensor:
-    """Log-density of the sampler's coordinates, nats, shape (): latents with their priors, parameters with flat ones."""
-    vector, volume = at.forward(w)
+def log_density(at: Coordinates, x: Tensor) -> Tensor:
+    """Log-density of the free coordinates of the sampler, nats, shape (): latents with their priors, parameters flat."""
+    vector, volume = natural(at, x)
+    return at.goal.density.log_prob(at.goal.values(vector)) + volume
+
+
+def natural(at: Coordinates, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The density's own vector, shape (size,), and the log volume change from ``x`` to natural values, nats, shape ()."""
     goal = at.goal
-    return goal.density.log_prob(goal.values(vector)) + natural_volume(goal, vector) + volume
+    vector, volume = at.forward(goal.embed(x))
+    volume = volume + goal.log_abs_det_jacobian(vector) + _of_parameters(goal, vector)
+    if goal.restriction is not None:
+        volume = volume + goal.restriction.log_abs_det_jacobian(x)
+    return vector, volume
 
 
-def natural_volume(goal: Target, vector: Tensor) -> Tensor:
-    """Log volume change from the unconstrained vector to natural values, parameters included, nats, shape ()."""
-    total = goal.log_abs_det_jacobian(vector)
+def _of_parameters(goal: Target, vector: Tensor) -> Tensor:
+    """Log volume change of the parameters, nats, shape (); of values that are tied it counts once."""
+    total = vector.new_zeros(())
+    counted = torch.zeros(vector.shape, dtype=torch.bool).index_fill(0, goal.moved, True)
     for e in goal.entries:
         if e.is_param:
-            total = total + _volume(e, vector)
+            change, mine = _volume(e, vector), counted[e.start : e.stop].reshape(e.free_shape)
+            for _ in range(mine.dim() - change.dim()):  # events are tied as a whole
+                mine = mine[..., 0]
+            total = total + (change if bool(mine.all()) else torch.where(mine, change, 0.0)).sum()
     return total
 
 
@@ -81,6 +95,8 @@ def require_volumes(goal: Target) -> None:
     for e in goal.entries:
         try:
             _volume(e, goal.start)
+        # The one thing that torch's transforms raise where they have no formula (maps onto fewer dimensions, programs'
+        # own transforms without one); anything else is a fault to be seen.
         except NotImplementedError as error:
             raise FitError(
                 f"{e.name!r} cannot be sampled: its support {e.constraint} has no volume element.",
@@ -89,6 +105,7 @@ def require_volumes(goal: Target) -> None:
 
 
 def _volume(e: Entry, vector: Tensor) -> Tensor:
+    """Log volume change of each event of an entry, nats."""
     free = vector[e.start : e.stop].reshape(e.free_shape)
-    out: Tensor = e.transform.log_abs_det_jacobian(free, e.transform(free)).sum()
+    out: Tensor = e.transform.log_abs_det_jacobian(free, e.transform(free))
     return out

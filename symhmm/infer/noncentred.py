@@ -1,10 +1,10 @@
-"""Noncentred: random effects in units of their own spread, as a change of coordinates with its Jacobian.
+"""Noncentred: random effects in units of their own uncertainty, as a change of coordinates with its Jacobian.
 
-A normal effect ``u ~ Normal(loc, scale)`` is written ``u = loc + scale**(1 - c) * (w - c * loc)`` with a centredness c between
-0 (non-centred, Papaspiliopoulos, Roberts and Skold 2007) and 1 (as the program has it). The spread of w does not follow
-that of the population where the data say little about a member (c near 0), and where they say much (c near 1) w does not
-follow the population's values. A spread that may be zero gets a sign that means nothing: then zero is no edge and no
-infinitely long valley, but a place like any other.
+A normal effect ``u ~ Normal(loc, 1 / sqrt(p))`` of which the data say about as much as a normal likelihood of precision h around
+m is written ``u = (p loc + h m) / (p + h) + w / sqrt(p + h)``: given the population's values, w is about standard normal. With
+h = 0 this is the non-centred form (Papaspiliopoulos, Roberts and Skold 2007), with h far above p the centred one, and in
+between w follows neither the spread of the population, however small, nor its values. A spread that may be zero gets a sign
+that means nothing: then zero is no edge and no infinitely long valley, but a place like any other.
 """
 
 from collections.abc import Iterable
@@ -21,6 +21,7 @@ from symhmm.infer.target import Target
 Request = bool | str | Iterable[str]
 TAIL = 0.05  # share of draws in which a spread is smallest
 NEAR_ZERO = 0.1  # share of the data in the information on its effects there, below which a spread gets a sign
+LEAST = 0.01  # share of the data below which they are taken to say nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +31,8 @@ class Coordinates:
     Args:
         goal: the density and its own unconstrained vector u.
         names: sites in other coordinates, in the order of the program.
-        centred: shape (size,), the centredness c of each coordinate; 1 where nothing changes.
+        information: shape (size,), the precision h with which the data know each effect; 0 where nothing is known.
+        peak: shape (size,), the place m where the data have it.
         signed: shape (size,), whether a coordinate is a spread with a sign where the vector has its logarithm.
         spreads: for each spread that can have a sign, its position and those of the effects that it is the scale of.
 
@@ -39,9 +41,19 @@ class Coordinates:
 
     goal: Target
     names: tuple[str, ...]
-    centred: Tensor
+    information: Tensor
+    peak: Tensor
     signed: Tensor
     spreads: tuple[tuple[int, Tensor], ...] = ()
+
+    @property
+    def constants(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What may change without another capture; see `given`."""
+        return self.information, self.peak, self.signed
+
+    def given(self, information: Tensor, peak: Tensor, signed: Tensor) -> "Coordinates":
+        """Those of the same sites with other constants."""
+        return replace(self, information=information, peak=peak, signed=signed)
 
     def forward(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """The density's own vector, shape (size,), and the log volume change, nats, shape ()."""
@@ -49,52 +61,55 @@ class Coordinates:
         u, volume = torch.where(self.signed, log_size, w), -log_size.sum()
         # In the order of the program: what an effect's loc and scale read has been written before.
         for e in self._entries:
-            c = self.centred[e.start : e.stop]
+            h, m = self.information[e.start : e.stop], self.peak[e.start : e.stop]
             loc, precision = moments(self.goal, u, e)
-            log_scale = -0.5 * precision.log()
-            own = loc + ((1 - c) * log_scale).exp() * (u[e.start : e.stop] - c * loc)
+            total = precision + h
+            own = (precision * loc + h * m) / total + total.rsqrt() * u[e.start : e.stop]
             u = torch.cat([u[: e.start], own, u[e.stop :]])
-            volume = volume + ((1 - c) * log_scale).sum()
+            volume = volume - 0.5 * total.log().sum()
         return u, volume
 
     def back(self, u: Tensor) -> Tensor:
         """The coordinates of the density's own vector ``u``, shape (size,); signs are positive."""
         w = torch.where(self.signed, torch.where(self.signed, u, 0.0).exp(), u)
         for e in self._entries:
-            c = self.centred[e.start : e.stop]
+            h, m = self.information[e.start : e.stop], self.peak[e.start : e.stop]
             loc, precision = moments(self.goal, u, e)
-            own = c * loc + (0.5 * (1 - c) * precision.log()).exp() * (u[e.start : e.stop] - loc)
+            total = precision + h
+            own = total.sqrt() * (u[e.start : e.stop] - (precision * loc + h * m) / total)
             w = torch.cat([w[: e.start], own, w[e.stop :]])
         return w
 
-    def informed(self, information: Tensor, precision: Tensor) -> "Coordinates":
-        """Each effect centred by the share of its information that comes from the data; signs for spreads near zero.
+    def informed(self, information: Tensor, peak: Tensor) -> "Coordinates":
+        """Those of effects of which the data say as much as normal likelihoods, shapes (size,)."""
+        known = torch.zeros_like(self.signed)
+        for e in self._entries:
+            known[e.start : e.stop] = information[e.start : e.stop] > 0
+        return replace(self, information=torch.where(known, information, 0.0), peak=torch.where(known, peak, 0.0))
+
+    def with_signs(self, precision: Tensor) -> "Coordinates":
+        """Signs for those spreads alone that come near zero.
 
         Args:
-            information: shape (size,), what the data say about each effect: curvature of their log-density.
-            precision: shape (draws, size), of the effects' priors at draws from the posterior, as `precisions` gives it.
+            precision: shape (draws, size), of the effects' priors at draws from the posterior, as `priors` gives it.
         """
-        share = information / (information + precision.median(0).values)
-        least = information / (information + precision.quantile(1 - TAIL, dim=0))
-        centred, signed = self.centred.clone(), torch.zeros_like(self.signed)
-        for e in self._entries:
-            centred[e.start : e.stop] = share[e.start : e.stop]
+        share = self.information / (self.information + precision.quantile(1 - TAIL, dim=0))
+        signed = torch.zeros_like(self.signed)
         for position, effects in self.spreads:
-            if bool(least[effects].mean() < NEAR_ZERO):
-                signed[position] = True
-                centred[effects] = 0.0
-        return replace(self, centred=centred, signed=signed)
+            signed[position] = bool(share[effects].mean() < NEAR_ZERO)
+        return replace(self, signed=signed)
 
     def plain(self) -> "Coordinates":
         """Those of the density itself."""
-        return Coordinates(self.goal, (), torch.ones_like(self.centred), torch.zeros_like(self.signed))
+        zero = torch.zeros_like(self.peak)
+        return Coordinates(self.goal, (), zero, zero, torch.zeros_like(self.signed))
 
-    def precisions(self, u: Tensor) -> Tensor:
-        """Precision of each effect's prior at ``u``, shape (size,); 1 elsewhere."""
-        out = torch.ones_like(u)
+    def priors(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Location and precision of each effect's prior at ``u``, shapes (size,); itself and 1 elsewhere."""
+        loc, precision = u.clone(), torch.ones_like(u)
         for e in self._entries:
-            out[e.start : e.stop] = moments(self.goal, u, e)[1]
-        return out
+            loc[e.start : e.stop], precision[e.start : e.stop] = moments(self.goal, u, e)
+        return loc, precision
 
     @property
     def _entries(self) -> list[Entry]:
@@ -138,14 +153,11 @@ def noncentred(goal: Target, request: Request = True) -> Coordinates:
                     suggestion="noncentred='auto'",
                 )
         names = tuple(n for n in known if n in wanted)
-    centred, signed = torch.ones_like(goal.start), torch.zeros_like(goal.start, dtype=torch.bool)
-    for e in goal.entries:
-        if e.name in names:
-            centred[e.start : e.stop] = 0.0
+    signed = torch.zeros_like(goal.start, dtype=torch.bool)
     spreads = _spreads(goal, names)
     for position, _ in spreads:
         signed[position] = True
-    return Coordinates(goal, names, centred, signed, spreads)
+    return Coordinates(goal, names, torch.zeros_like(goal.start), torch.zeros_like(goal.start), signed, spreads)
 
 
 def normal_effects(goal: Target) -> tuple[str, ...]:
@@ -206,13 +218,14 @@ def _spreads(goal: Target, names: tuple[str, ...]) -> tuple[tuple[int, Tensor], 
     def log_precision(u: Tensor) -> Tensor:
         return torch.cat([moments(goal, u, e)[1].log() for e in effects])
 
+    limited = set() if goal.restriction is None else set(goal.free[goal.restriction.limited].tolist())
     where = torch.cat([torch.arange(e.start, e.stop) for e in effects])
     before = log_precision(u)
     for e in goal.entries:
         free = u[e.start : e.stop].reshape(e.free_shape)
         if e.plates or e.shape != e.free_shape or not torch.equal(e.transform(free), free.exp()):
             continue
-        for i in range(e.start, e.stop):
+        for i in sorted(set(range(e.start, e.stop)) - limited):
             moved = u.clone()
             moved[i] += 1.0
             change = log_precision(moved) - before

@@ -1,7 +1,7 @@
 """NUTS: draws from the posterior of all continuous values, discrete latents summed out.
 
-The chains move in coordinates that make the posterior about round: random effects non-centred as far as their data are few
-(`symhmm.infer.noncentred`), then whitened by the curvature of the log-density, averaged over a short pilot chain
+The chains move in coordinates that make the posterior about round: random effects in units of what prior and data leave open
+of them (`symhmm.infer.noncentred`), then whitened by the curvature of the log-density, averaged over a short pilot chain
 (`symhmm.infer.whiten`). That leaves trajectories of a few gradients per draw.
 """
 
@@ -19,10 +19,11 @@ from symhmm.compiler.density import Density
 from symhmm.errors import FitError
 from symhmm.infer.checkpoint import Checkpoint, fingerprint
 from symhmm.infer.draws import agreement, draws, relabelled, verdict
-from symhmm.infer.moving import Moving, natural_volume, require_volumes
+from symhmm.infer.moving import Moving, natural, require_volumes
 from symhmm.infer.noncentred import Request, noncentred
-from symhmm.infer.pilot import CLIMBS, PILOT, Ground, pilot, starting_point
+from symhmm.infer.pilot import CLIMBS, DRAWS, WARM_UP, Ground, pilot, starting_point
 from symhmm.infer.progress import Listener, Reporter
+from symhmm.infer.restrict import Order, Tie
 from symhmm.infer.sampler import Chain, chain_from, require_nutpie, sample
 from symhmm.infer.target import Array, Target, target
 from symhmm.infer.verdict import CONTINUE, without_start
@@ -38,7 +39,7 @@ class Options:
 
     chains: int = 4
     draws: int = 1000
-    tune: int = 200
+    tune: int = 100
     noncentred: str = "'auto'"
     seed: int = 0
     restarts: int = 4
@@ -59,9 +60,11 @@ def run(
     *,
     chains: int = 4,
     draws: int = 1000,
-    tune: int = 200,
+    tune: int = 100,
     noncentred: Request = "auto",
     fix: Mapping[str, Any] | None = None,
+    tie: Tie | None = None,
+    order: Order | None = None,
     start: Mapping[str, Any] | None = None,
     seed: int = 0,
     restarts: int = 4,
@@ -79,9 +82,13 @@ def run(
 
     Args:
         chains, draws, tune: number of chains, draws of each that are kept, and of its warm-up.
-        noncentred: random effects in units of their spread: ``auto`` as far as their data are few, True for all, False
-            for none, or names of sites.
+        noncentred: random effects in units of their spread: ``auto`` as far as their data are few, True for all and
+            whatever the data say, False for none, or names of sites.
         fix: constrained values to hold, by name.
+        tie: groups of parameters that are equal, as in `symhmm.infer.mle.run`; they have one flat prior together. Not latents,
+            whose priors this would multiply.
+        order: parameters and latents outside of plates that increase along their last axis, or a mapping from names to axes.
+            Their prior is the program's own where they are in order, and nothing elsewhere.
         start: constrained values to start from, by name, instead of the program's own.
         seed: of everything random; a chain's numbers depend on it and the chain's place alone.
         restarts: climbs without random effects, from the best of which the pilot chain starts.
@@ -98,17 +105,17 @@ def run(
         so far.
 
     Raises:
-        FitError: nothing to sample, an option out of range, nutpie is missing, or a parameter whose support has no
-            volume element.
+        FitError: nothing to sample, an option out of range, nutpie is missing, a parameter whose support has no volume
+            element, or latents that are tied or ordered within a plate.
     """
     began = time.perf_counter()
     options = Options(chains, draws, tune, repr(noncentred), seed, restarts, target_accept, max_depth)
-    goal = target(density, fix or {}, "nuts", start)
+    goal = target(density, fix or {}, "nuts", start, tie=tie, order=order)
     _check(goal, options)
     require_nutpie()
     file = Checkpoint(checkpoint, fingerprint(goal, "nuts", vars(options)) if checkpoint else "")
     saved = file.read()
-    report = Reporter(progress, "nuts", chains * (tune + draws) + 2 * PILOT)
+    report = Reporter(progress, "nuts", chains * (tune + draws) + WARM_UP + DRAWS)
     state, stopped = None, False
     try:
         state = _restored(goal, noncentred, native, saved) if saved else init(goal, noncentred, options, native, report)
@@ -167,7 +174,7 @@ def step(
         target_accept=options.target_accept,
         max_depth=options.max_depth,
         cores=cores,
-        tick=_ticks(report, 2 * PILOT + len(done) * (options.tune + options.draws)),
+        tick=_ticks(report, WARM_UP + DRAWS + len(done) * (options.tune + options.draws)),
         done=finished,
     )
     return State(ground, done | {missing[i]: chain for i, chain in found.items()}), stopped
@@ -188,6 +195,27 @@ def _check(goal: Target, options: Options) -> None:
             suggestion="torch.set_default_dtype(torch.float64) before the program and its data are made",
         )
     require_volumes(goal)
+    _check_restriction(goal)
+
+
+def _check_restriction(goal: Target) -> None:
+    if goal.restriction is None:
+        return
+    ordered = dict(goal.restriction.order)
+    limited = goal.free[goal.restriction.limited]
+    for e in goal.entries:
+        if not bool(((limited >= e.start) & (limited < e.stop)).any()):
+            continue
+        if not e.is_param and e.name not in ordered:
+            raise FitError(
+                f"tie= is for parameters, and {e.name!r} is a latent, whose priors this would multiply.",
+                suggestion="one site in the program where there are two",
+            )
+        if e.plates:
+            raise FitError(
+                f"order= is for values of the states, and {e.name!r} is in the plate {', '.join(e.plates)!r}.",
+                suggestion="the order of a value outside of plates",
+            )
 
 
 def _seed(seed: int, place: int) -> int:
@@ -204,11 +232,16 @@ def _ticks(report: Reporter, done: int) -> Callable[[], None]:
 
 
 def _estimate(goal: Target, state: State | None, options: Options, stopped: bool, began: float) -> Estimate:
-    posterior, vector, optima, calls = None, goal.start, Optima(), 0
+    posterior, vector, optima, calls, switched = None, goal.start, Optima(), 0, 0
     log, error = torch.zeros(0, dtype=torch.float64), 0.0
-    status = Status(False, "stopped by Ctrl-C", ("before there were any draws",), CONTINUE)
+    status = Status(
+        False, "stopped by Ctrl-C", ("before there were any draws: values are those of the start",), CONTINUE
+    )
     if state is not None:
         optima, calls = state.ground.optima, state.ground.evaluate.calls
+        with torch.no_grad():
+            vector, _ = natural(state.ground.coordinates, torch.from_numpy(state.ground.where.centre))
+        status = replace(status, causes=("before there were any draws: values are the middle of the pilot chain",))
     if state is not None and state.chains:
         every = [state.chains[i] for i in sorted(state.chains)]
         # After Ctrl-C: the whole chains; if there are none, what the first ones have in common.
@@ -216,7 +249,9 @@ def _estimate(goal: Target, state: State | None, options: Options, stopped: bool
         kept = min(len(c.points) for c in found)
         pairs = [_draws(goal, state.ground, c.points[:kept], c.value[:kept]) for c in found]
         vectors, heights = (torch.stack(x) for x in zip(*pairs, strict=True))
-        vectors, switched = relabelled(goal.density, vectors, goal.entries)
+        # Where values are held, tied or in order, states are told apart by that.
+        if goal.restriction is None:
+            vectors, switched = relabelled(goal.density, vectors, goal.entries)
         posterior = draws(vectors, found, goal.entries)
         vector, log = posterior.vector, heights.reshape(-1)
         error = float(log.std() / np.sqrt(agreement(heights[..., None].numpy())[1][0]))
@@ -241,33 +276,28 @@ def _estimate(goal: Target, state: State | None, options: Options, stopped: bool
         status=status,
         n_evaluations=calls,
         seconds=time.perf_counter() - began,
-        counts=_counts(goal),
+        counts={e.name: goal.counts[e.name] for e in goal.entries if not e.plates},
         optima=optima,
         posterior=posterior,
         fixed=tuple(goal.fixed),
+        tie=() if goal.restriction is None else goal.restriction.tie,
+        order=() if goal.restriction is None else goal.restriction.order,
     )
 
 
 def _draws(goal: Target, ground: Ground, points: Array, value: Array) -> tuple[Tensor, Tensor]:
     """Unconstrained vectors of a chain's points, shape (draws, size), and their log-density on the natural scale, nats."""
 
-    def natural(x: Tensor) -> tuple[Tensor, Tensor]:
-        vector, volume = ground.coordinates.forward(goal.embed(x))
-        return vector, volume + natural_volume(goal, vector)
-
     with torch.no_grad():
-        vectors, volume = torch.func.vmap(natural)(torch.from_numpy(points))
+        vectors, volume = torch.func.vmap(lambda x: natural(ground.coordinates, x))(torch.from_numpy(points))
     return vectors, torch.from_numpy(value) - volume
-
-
-def _counts(goal: Target) -> dict[str, int]:
-    return {e.name: e.stop - e.start for e in goal.entries if not e.plates}
 
 
 def _saved(state: State) -> dict[str, Any]:
     ground = state.ground
     out: dict[str, Any] = {
-        "centred": ground.coordinates.centred.numpy(),
+        "information": ground.coordinates.information.numpy(),
+        "peak": ground.coordinates.peak.numpy(),
         "signed": ground.coordinates.signed.numpy(),
         "centre": ground.where.centre,
         "root": ground.where.root,
@@ -281,8 +311,8 @@ def _saved(state: State) -> dict[str, Any]:
 
 
 def _restored(goal: Target, request: Request, native: bool, arrays: dict[str, Any]) -> State:
-    centred, signed = torch.from_numpy(arrays["centred"]), torch.from_numpy(arrays["signed"])
-    coordinates = replace(noncentred(goal, request), centred=centred, signed=signed)
+    constants = [torch.from_numpy(arrays[n]) for n in ("information", "peak", "signed")]
+    coordinates = noncentred(goal, request).given(*constants)
     evaluate = Moving(goal, coordinates, native)
     evaluate.calls = int(arrays["evaluations"])
     objectives, converged = arrays["optima"].tolist()

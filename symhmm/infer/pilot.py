@@ -9,7 +9,7 @@ import torch
 from symhmm.compiler.layout import Entry
 from symhmm.infer.lbfgs import ascend
 from symhmm.infer.moving import Moving
-from symhmm.infer.noncentred import Coordinates, Request, noncentred
+from symhmm.infer.noncentred import LEAST, Coordinates, Request, noncentred
 from symhmm.infer.sampler import sample
 from symhmm.infer.target import Array, Target
 from symhmm.infer.warm import hyperparameters, warm_start
@@ -17,7 +17,8 @@ from symhmm.infer.whiten import LARGEST, Index, Whitening, curvature, whitening
 from symhmm.tables.results import Optima
 
 CLIMBS = "climbs without random effects, from the best of which the pilot chain starts"
-PILOT = 100  # warm-up of the pilot chain, and its draws
+WARM_UP = 60  # of the pilot chain
+DRAWS = 40  # of the pilot chain
 LOOKS = 8  # draws of the pilot at which the curvature is measured
 CLIMB = 200  # gradients of the climb to where the pilot begins
 
@@ -61,29 +62,33 @@ def pilot(
         return None
     coordinates = noncentred(goal, request)
     evaluate = Moving(goal, coordinates, native)
-    x = coordinates.back(goal.start).detach()[goal.free].numpy()
+    x = goal.coordinates(coordinates.back(goal.start).detach()).numpy()
     held = hyperparameters(goal, {e.name for e in goal.entries if e.plates})
-    moved = np.flatnonzero(np.isin(goal.free.numpy(), goal.holding(held).free.numpy()))
+    moved = np.flatnonzero(np.isin(goal.moved.numpy(), goal.holding(held).free.numpy()))
     x = _climb(evaluate, x, moved)
     # Step 2: a pilot chain in the metric of the curvature there.
-    blocks = effects(goal)
-    where = _whiten(evaluate, x[None], np.full(x.size, 0.1), blocks)
+    blocks, unit = effects(goal), np.full(x.size, 0.1)
+    by_data = request == "auto" and bool(coordinates.names)
+    if by_data:
+        coordinates, x = _informed(coordinates, x[None], unit, blocks)
+        evaluate.move(coordinates)
+        x = x[0]
+    where = _whiten(evaluate, x[None], unit, blocks)
     begin = starting_point(evaluate, where, np.random.default_rng([seed, 0, 1]), 0.1)
     if begin is None:
         return None
     chains, interrupted = sample(
-        evaluate, where, [begin], [seed], tune=PILOT, draws=PILOT, target_accept=target_accept, max_depth=max_depth,
+        evaluate, where, [begin], [seed], tune=WARM_UP, draws=DRAWS, target_accept=target_accept, max_depth=max_depth,
         tick=tick,
     )  # fmt: skip
     if interrupted:
         raise KeyboardInterrupt
-    # Step 3: centred as far as the data say, in the metric of the mean curvature.
+    # Step 3: what the data say of the effects, in the metric of the mean curvature.
     points = chains[0].points
-    if request == "auto" and coordinates.names:
-        coordinates, points = _informed(goal, coordinates, points, blocks)
+    if by_data:
+        coordinates, points = _informed(coordinates, points, np.clip(points.std(0), 1e-3, 1.0), blocks)
         evaluate.move(coordinates)
-    unit = np.clip(points.std(0), 1e-3, 1.0)
-    where = _whiten(evaluate, points[_looks(points)], unit, blocks)
+    where = _whiten(evaluate, points[_looks(points)], np.clip(points.std(0), 1e-3, 1.0), blocks)
     return Ground(coordinates, where, evaluate, optima)
 
 
@@ -99,9 +104,9 @@ def starting_point(evaluate: Moving, where: Whitening, generator: np.random.Gene
 
 
 def effects(goal: Target) -> list[Index]:
-    """For each set of plates, positions of its members' effects among the free coordinates, shape (members, effects)."""
+    """For each set of plates, positions of its members' effects among the moved coordinates, shape (members, effects)."""
     place = np.full(goal.start.numel(), -1)
-    place[goal.free.numpy()] = np.arange(goal.size)
+    place[goal.moved.numpy()] = np.arange(goal.size)
     grouped: dict[tuple[str, ...], list[Index]] = {}
     for e in goal.entries:
         if e.plates:
@@ -141,28 +146,36 @@ def _whiten(evaluate: Moving, points: Array, unit: Array, blocks: list[Index]) -
     return whitening(points.mean(0), np.mean(finite, axis=0))
 
 
-def _informed(goal: Target, coordinates: Coordinates, points: Array, blocks: list[Index]) -> tuple[Coordinates, Array]:
-    """Coordinates that suit the data, and the points in them."""
-    free = goal.free
+def _informed(coordinates: Coordinates, points: Array, unit: Array, blocks: list[Index]) -> tuple[Coordinates, Array]:
+    """Coordinates that suit the data, from slope and curvature of their log-density in the effects; the points in them."""
+    goal = coordinates.goal
+    evaluate = Moving(goal, coordinates.plain(), native=False)
     with torch.no_grad():
-        whole = torch.func.vmap(goal.embed)(torch.from_numpy(points))
-        vectors = torch.func.vmap(lambda w: coordinates.forward(w)[0])(whole)
-        precision = torch.func.vmap(coordinates.precisions)(vectors)
-        evaluate = Moving(goal, coordinates.plain(), native=False)
-        unit = np.clip(vectors[:, free].std(0).numpy(), 1e-3, 1.0)
-        information = torch.zeros(len(vectors), goal.start.numel(), dtype=goal.start.dtype)
+        vectors = torch.stack([coordinates.forward(goal.embed(x))[0] for x in torch.from_numpy(points)])
+        priors = [coordinates.priors(u) for u in vectors]
+        precision, pull = torch.zeros(2, goal.start.numel(), dtype=goal.start.dtype).unbind()
         looks = _looks(points)
         for k in looks:
-            bend = torch.from_numpy(_diagonal(evaluate, vectors[k, free].numpy(), unit, blocks))
-            information[k, free] = bend - precision[k, free]
-        median = information[looks].median(0).values.clamp(min=0.0)
-        coordinates = coordinates.informed(median, precision)
-        return coordinates, torch.func.vmap(coordinates.back)(vectors)[:, free].numpy()
+            x = goal.coordinates(vectors[k]).numpy()
+            loc, own = priors[k]
+            here = torch.zeros_like(own)
+            here[goal.moved] = torch.from_numpy(_diagonal(evaluate, x, unit, blocks))
+            here -= own
+            slope = torch.zeros_like(own)
+            slope[goal.moved] = torch.from_numpy(evaluate(x)[1])
+            precision += here / len(looks)
+            pull += (here * vectors[k] + slope - own * (loc - vectors[k])) / len(looks)
+        spread = torch.stack([own for _, own in priors])
+        precision = torch.where(precision > LEAST * (precision + spread.median(0).values), precision, 0.0)
+        coordinates = coordinates.informed(precision, torch.where(precision > 0, pull / precision, 0.0))
+        if len(points) > 1:
+            coordinates = coordinates.with_signs(spread)
+        return coordinates, torch.stack([goal.coordinates(coordinates.back(u)) for u in vectors]).numpy()
 
 
 def _looks(points: Array) -> Index:
     """Draws at which to look at the curvature."""
-    return np.linspace(0, len(points) - 1, LOOKS).astype(int)
+    return np.unique(np.linspace(0, len(points) - 1, LOOKS).astype(int))
 
 
 def _diagonal(evaluate: Moving, x: Array, unit: Array, blocks: list[Index]) -> Array:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributions import IndependentTransform
 
 from symhmm.compiler.layout import Entry
 from symhmm.errors import FitError
@@ -40,6 +41,13 @@ class Restriction:
             steps = u[c]
             u = u.index_put((c,), torch.cat([steps[:1], steps[1:].exp()]).cumsum(0))
         return u[self.source]
+
+    def log_abs_det_jacobian(self, u: Tensor) -> Tensor:
+        """Log volume change of the free coordinates that are ordered, from the logarithms of their steps, nats, shape ()."""
+        total = u.new_zeros(())
+        for c in self.chains:
+            total = total + u[c][1:].sum()
+        return total
 
     def inverse(self, x: Tensor) -> Tensor:
         """Coordinates u, shape (n_u,), of free ones; where x breaks the restriction, of ones nearby that do not."""
@@ -178,8 +186,11 @@ def _index(part: str) -> int | slice:
 
 
 def elementwise(entry: Entry) -> bool:
-    """Whether each element has a coordinate of its own."""
-    return entry.free_shape == entry.shape and entry.transform.domain.event_dim == 0
+    """Whether each element has a coordinate of its own, be they declared an event or not."""
+    transform = entry.transform
+    while isinstance(transform, IndependentTransform):
+        transform = transform.base_transform
+    return entry.free_shape == entry.shape and bool(transform.domain.event_dim == 0)
 
 
 def _check_tie(names: tuple[str, ...], rows: list[tuple[Entry, Tensor]]) -> None:

@@ -44,6 +44,10 @@ class Chain:
         """For a checkpoint."""
         return {prefix + f.name: getattr(self, f.name) for f in fields(self)}
 
+    def first(self, draws: int) -> "Chain":
+        """Its first ``draws``."""
+        return Chain(**{f.name: getattr(self, f.name)[:draws] for f in fields(self)})
+
 
 def chain_from(arrays: dict[str, Any], prefix: str) -> Chain:
     """The chain that `Chain.arrays` wrote."""
@@ -86,70 +90,88 @@ def sample(
         done: called with each whole chain.
 
     Returns:
-        the chains by their place, and whether Ctrl-C ended them early; then the last ones are short or missing.
+        the chains by their place, and whether Ctrl-C ended them early; then the last ones are short or missing. What
+        ``evaluate`` or ``tick`` raise ends all chains and is raised here.
     """
-    nutpie = require_nutpie()
-    waiting, running, found = list(range(len(starts))), dict[int, Any](), dict[int, Chain]()
+    waiting, running, found = list(range(len(starts))), dict[int, _Run](), dict[int, Chain]()
     try:
         while waiting or running:
             while waiting and len(running) < cores:
                 i = waiting.pop(0)
-                model = _model(evaluate, where, starts[i], tick)
-                running[i] = nutpie.sample(
-                    model,
-                    draws=draws,
-                    tune=tune,
-                    chains=1,
-                    cores=1,
-                    seed=seeds[i],
-                    progress_bar=False,
-                    save_warmup=False,
-                    blocking=False,
-                    target_accept=target_accept,
-                    maxdepth=max_depth,
-                )
-            for i in list(running):
+                running[i] = _Run(evaluate, where, starts[i], tick, tune)
+                running[i].begin(seeds[i], tune=tune, draws=draws, target_accept=target_accept, maxdepth=max_depth)
+            for i, run in list(running.items()):
                 try:
-                    found[i] = _chain(partial(running[i].wait, timeout=PAUSE), where)
+                    chain = _chain(partial(run.sampler.wait, timeout=PAUSE), where)
                 except TimeoutError:
-                    continue
-                del running[i]
-                done(i, found[i])
+                    chain = None
+                if chain is not None:
+                    found[i] = run.before_fault(chain)
+                    del running[i]
+                if run.fault is not None:
+                    raise run.fault
+                if chain is not None:
+                    done(i, chain)
     except KeyboardInterrupt:
-        for i, r in running.items():
-            begun = _chain(r.abort, where)
-            if len(begun.points):
-                found[i] = begun
-        return found, True
+        begun = {i: run.so_far() for i, run in running.items()}
+        found |= {i: chain for i, chain in begun.items() if chain is not None}
+        return {i: chain for i, chain in found.items() if len(chain.points)}, True
     except BaseException:
-        for r in running.values():
-            r.cancel()
+        for run in running.values():
+            run.sampler.cancel()
         raise
     return found, False
 
 
-def _model(evaluate: Evaluate, where: Whitening, start: Array, tick: Callable[[], None]) -> Any:
-    from nutpie.compiled_pyfunc import from_pyfunc
+class _Run:
+    """A chain in a thread of the sampler's, out of which no exception may come: it would end in a panic."""
 
-    n = start.size
+    def __init__(self, evaluate: Evaluate, where: Whitening, start: Array, tick: Callable[[], None], tune: int) -> None:
+        self.evaluate, self.where, self.start, self.tick = evaluate, where, start, tick
+        self.fault: BaseException | None = None
+        self.drawn = -tune
 
-    def log_density() -> Callable[[Array], tuple[float, Array]]:
-        def f(z: Array) -> tuple[float, Array]:
-            value, gradient = evaluate(where.point(z))
-            return value, np.ascontiguousarray(where.slope(gradient))
+    def begin(self, seed: int, **options: Any) -> None:
+        nutpie = require_nutpie()
+        from nutpie.compiled_pyfunc import from_pyfunc
 
-        return f
+        n = self.start.size
+        model = from_pyfunc(
+            n, lambda: self._log_density, lambda *_: self._draw, [np.dtype("float64")], [(n,)], ["z"],
+            make_initial_point_fn=lambda seed: self.start,
+        )  # fmt: skip
+        self.sampler = nutpie.sample(
+            model, chains=1, cores=1, seed=seed, progress_bar=False, save_warmup=False, blocking=False, **options
+        )
 
-    def expand(seed1: int, seed2: int, chain: int) -> Callable[[Array], dict[str, Array]]:
-        def g(z: Array) -> dict[str, Array]:
-            tick()
-            return {"z": z}
+    def so_far(self) -> Chain | None:
+        """The draws that there are; None if they were being taken when Ctrl-C came."""
+        try:
+            return self.before_fault(_chain(self.sampler.abort, self.where))
+        except ValueError:  # the sampler has been emptied
+            return None
 
-        return g
+    def before_fault(self, chain: Chain) -> Chain:
+        """The chain without the draws that were made after an exception, which repeat the last one."""
+        return chain if self.fault is None else chain.first(max(self.drawn, 0))
 
-    return from_pyfunc(
-        n, log_density, expand, [np.dtype("float64")], [(n,)], ["z"], make_initial_point_fn=lambda seed: start
-    )
+    def _log_density(self, z: Array) -> tuple[float, Array]:
+        if self.fault is None:
+            try:
+                value, gradient = self.evaluate(self.where.point(z))
+                return value, np.ascontiguousarray(self.where.slope(gradient))
+            except BaseException as fault:  # raised again by `sample`, in its own thread
+                self.fault = fault
+        return -np.inf, np.zeros_like(z)
+
+    def _draw(self, z: Array) -> dict[str, Array]:
+        if self.fault is None:
+            try:
+                self.tick()
+                self.drawn += 1
+            except BaseException as fault:  # as above
+                self.fault = fault
+        return {"z": z}
 
 
 def _chain(end: Callable[[], Any], where: Whitening) -> Chain:

@@ -1,0 +1,143 @@
+"""The density in which chains move: flat priors on the natural scale, each counted once, and restrictions with their volume."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.distributions import constraints
+
+import symhmm
+from symhmm.errors import FitError
+from symhmm.infer.moving import Moving, log_density, require_volumes
+from symhmm.infer.noncentred import noncentred
+from symhmm.infer.target import target, value_and_gradient
+
+Y = torch.tensor([[0.3, -1.2, 2.0], [1.1, 0.4, -0.6]], dtype=torch.float64)
+
+
+def model(y):
+    one = torch.ones((), dtype=y.dtype)
+    loc = pyro.sample("loc", dist.Normal(torch.zeros(3, dtype=y.dtype), 2 * one).to_event(1))
+    scale = pyro.param("scale", torch.ones(2, dtype=y.dtype), constraints.positive)
+    rows = pyro.param("rows", torch.full((2, 3), 1 / 3, dtype=y.dtype), constraints.simplex)
+    tau = pyro.param("tau", one, constraints.positive)
+    with pyro.plate("n", 2, dim=-1):
+        d = pyro.sample("d", dist.Normal(0 * one, tau))
+        mean = (rows * loc).sum(-1) + d
+        pyro.sample("y", dist.Normal(mean[..., None], scale[:, None]).expand([2, 3]).to_event(1), obs=y)
+
+
+@pytest.fixture(scope="module")
+def density():
+    return symhmm.compile(model, Y)
+
+
+def natural_density(values):
+    """Log-density of the values by hand, nats."""
+    zero = torch.zeros((), dtype=torch.float64)
+    total = dist.Normal(zero, zero + 2).log_prob(values["loc"]).sum()
+    total = total + dist.Normal(zero, values["tau"]).log_prob(values["d"]).sum()
+    mean = (values["rows"] * values["loc"]).sum(-1) + values["d"]
+    return total + dist.Normal(mean[:, None], values["scale"][:, None]).log_prob(Y).sum()
+
+
+def volume(natural, x):
+    """Log volume change of a map to as many numbers, by its Jacobian."""
+    return torch.linalg.slogdet(torch.autograd.functional.jacobian(natural, x)).logabsdet
+
+
+def assert_is(goal, x, values, natural):
+    """The density at ``x`` is that of ``values``, times the volume of the numbers that are free to move."""
+    at = noncentred(goal, False)
+    wanted = natural_density(values) + volume(natural, x)
+    value, gradient = Moving(goal, at, native=False)(x.numpy())
+    assert value == pytest.approx(float(wanted), rel=1e-10)
+    again, slope = value_and_gradient(lambda x: log_density(at, x), x)
+    assert torch.allclose(again, wanted, rtol=1e-10)
+    assert torch.allclose(torch.from_numpy(gradient), slope, rtol=1e-10)
+
+
+def parts(goal, x):
+    return goal.values(goal.embed(x))
+
+
+def row(values):
+    """The two free numbers of each row of a simplex."""
+    return values["rows"][..., :-1]
+
+
+def test_nothing_restricted(density):
+    goal = target(density, {}, "nuts")
+    x = torch.randn(goal.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def natural(x):
+        v = parts(goal, x)
+        return torch.cat([v["rows"][:, :-1].reshape(-1), v["scale"], v["tau"][None], v["loc"], v["d"]])
+
+    assert_is(goal, x, parts(goal, x), natural)
+
+
+def test_tied_parameters_have_one_flat_prior_together(density):
+    goal = target(density, {}, "nuts", tie=[("scale[0]", "tau"), ("rows[0]", "rows[1]")])
+    x = torch.randn(goal.size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    values = parts(goal, x)
+    assert values["scale"][0] == values["tau"]
+    assert torch.equal(values["rows"][0], values["rows"][1])
+
+    def natural(x):
+        v = parts(goal, x)
+        return torch.cat([v["rows"][0, :-1], v["scale"], v["loc"], v["d"]])
+
+    assert_is(goal, x, values, natural)
+
+
+def test_ordered_values_have_the_volume_of_their_steps(density):
+    goal = target(density, {}, "nuts", order=["loc", "scale"])
+    x = torch.randn(goal.size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    values = parts(goal, x)
+    assert bool((values["loc"].diff() > 0).all() and (values["scale"].diff() > 0).all())
+
+    def natural(x):
+        v = parts(goal, x)
+        return torch.cat([v["rows"][:, :-1].reshape(-1), v["scale"], v["tau"][None], v["loc"], v["d"]])
+
+    assert_is(goal, x, values, natural)
+
+
+def test_fixed_values_are_no_coordinates(density):
+    goal = target(density, {"tau": 0.5, "loc": torch.zeros(3, dtype=torch.float64)}, "nuts", order="scale")
+    x = torch.randn(goal.size, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def natural(x):
+        v = parts(goal, x)
+        return torch.cat([v["rows"][:, :-1].reshape(-1), v["scale"], v["d"]])
+
+    assert_is(goal, x, parts(goal, x), natural)
+
+
+def test_one_capture_serves_all_data_of_a_shape(density):
+    """The gradient of other data, from the same captured step."""
+    other = symhmm.compile(model, Y + 1.0)
+    goals = [target(d, {}, "nuts") for d in (density, other)]
+    ways = [Moving(g, noncentred(g), native=False) for g in goals]
+    x = 0.1 * torch.arange(goals[0].size, dtype=torch.float64)
+    kept = len(density.compiled.kept)
+    for goal, way in zip(goals, ways, strict=True):
+        value, gradient = value_and_gradient(lambda x, g=goal: log_density(noncentred(g), x), x)
+        found, slope = way(x.numpy())
+        assert found == pytest.approx(float(value), rel=1e-10)
+        assert torch.allclose(torch.from_numpy(slope), gradient, rtol=1e-10)
+        assert way.calls == 1
+    assert density.compiled is other.compiled
+    assert len(density.compiled.kept) == kept
+
+
+def test_a_support_without_a_volume_is_named():
+    def correlated(y):
+        root = pyro.param("root", torch.eye(2, dtype=y.dtype), constraints.lower_cholesky)
+        with pyro.plate("n", 3):
+            pyro.sample("y", dist.MultivariateNormal(torch.zeros(2, dtype=y.dtype), scale_tril=root), obs=y)
+
+    goal = target(symhmm.compile(correlated, Y.T), {}, "nuts")
+    with pytest.raises(FitError, match=r"'root' cannot be sampled: its support .* has no volume element"):
+        require_volumes(goal)
