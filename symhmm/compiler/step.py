@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
-from torch.fx.passes.dialect.common.cse_pass import CSEPass, get_CSE_banned_ops
 from torch.fx.passes.tools_common import legalize_graph
 
+from symhmm.compiler.laws import simplified
+from symhmm.compiler.linear import combined
 from symhmm.errors import ProgramError
 from symhmm.recorder import record
 
@@ -73,10 +74,9 @@ def trace(
         _without_autograd(module)
     _remove_dead(module)
     _refuse_randomness(module)
-    shared = CSEPass(banned_ops=get_CSE_banned_ops())(module)
-    module = shared.graph_module if shared is not None else module
-    _remove_dead(module)
-    return _split(module, len(values), single)
+    graph = simplified(module.graph, module)
+    graph = combined(graph, module, [n for n in graph.nodes if n.op == "placeholder"][: len(values)])
+    return _split(fx.GraphModule(module, graph), len(values), single)
 
 
 def _split(module: fx.GraphModule, n_values: int, single: bool) -> Step:
