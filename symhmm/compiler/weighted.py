@@ -25,7 +25,7 @@ def weighted(weights: Tensor, rows: Tensor, clean: Tensor) -> Tensor:
     >>> weighted(torch.tensor([[[2.0], [torch.inf]]]), torch.tensor([[[1.0, 3.0], [0.0, 0.0]]]), torch.tensor(True))
     tensor([[[2., 6.]]])
     """
-    return _Weighted.apply(weights, rows, clean)  # type: ignore[no-any-return]
+    return _Weighted.apply(weights, rows, clean)
 
 
 def _forward(weights: Tensor, rows: Tensor, clean: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def _one_by_one(f: Any, size: int, in_dims: tuple[int | None, ...], inputs: tupl
 class _Weighted(torch.autograd.Function):
     @staticmethod
     def forward(weights: Tensor, rows: Tensor, clean: Tensor) -> Tensor:
-        return WEIGHTED(weights, rows, clean)  # type: ignore[no-any-return]
+        return WEIGHTED(weights, rows, clean)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -87,7 +87,7 @@ class _Weighted(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        return _Weighted.apply(tangent, *ctx.saved_tensors[1:])  # type: ignore[no-any-return]
+        return _Weighted.apply(tangent, *ctx.saved_tensors[1:])
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], weights: Tensor, rows: Tensor, clean: Tensor) -> Any:
@@ -100,7 +100,7 @@ class _Weighted(torch.autograd.Function):
 class _WeightedBackward(torch.autograd.Function):
     @staticmethod
     def forward(gradient: Tensor, weights: Tensor, rows: Tensor, clean: Tensor) -> Tensor:
-        return torch.ops.symhmm.weighted_backward.default(gradient, weights, rows, clean)  # type: ignore[no-any-return]
+        return torch.ops.symhmm.weighted_backward.default(gradient, weights, rows, clean)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -114,7 +114,7 @@ class _WeightedBackward(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Tensor | None) -> Tensor:
-        return _WeightedBackward.apply(tangent, *ctx.saved_tensors[1:])  # type: ignore[no-any-return]
+        return _WeightedBackward.apply(tangent, *ctx.saved_tensors[1:])
 
     @staticmethod
     def vmap(
