@@ -5,7 +5,7 @@ import torch
 from torch.distributions import constraints
 
 from symhmm.compiler.layout import layout
-from symhmm.errors import ValuesError
+from symhmm.errors import ProgramError, ValuesError
 from symhmm.graph import FactorGraph, Latent, Param
 
 
@@ -67,3 +67,19 @@ def test_missing_value_is_named(where):
     del values["mu"]
     with pytest.raises(ValuesError, match="missing value 'mu'"):
         where.pack(values)
+
+
+def test_a_constraint_without_an_unconstrained_scale_is_refused_by_name():
+    with pytest.raises(ProgramError, match="'kind' has no unconstrained scale") as caught:
+        layout(FactorGraph((), params={"kind": Param(torch.tensor(1.0), constraints.nonnegative_integer)}))
+    assert "Try:" in str(caught.value)
+
+
+def test_matrices_are_parameters_but_have_no_volume():
+    covariance = 2 * torch.eye(2, dtype=torch.float64)
+    as_param = layout(FactorGraph((), params={"s": Param(covariance, constraints.positive_definite)}))
+    vector = as_param.pack({"s": covariance})
+    torch.testing.assert_close(as_param.unpack(vector)["s"], covariance)
+    as_latent = layout(FactorGraph((), latents={"s": Latent(covariance, constraints.positive_definite, 2)}))
+    with pytest.raises(ProgramError, match="'s' on an unconstrained scale is not known"):
+        as_latent.log_abs_det_jacobian(vector)

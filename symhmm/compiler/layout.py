@@ -9,7 +9,7 @@ from torch.distributions import biject_to, transform_to
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import Transform
 
-from symhmm.errors import ValuesError
+from symhmm.errors import ProgramError, ValuesError
 from symhmm.graph import FactorGraph
 
 
@@ -64,12 +64,15 @@ class Layout:
         """Log volume change of the continuous latents (not of the parameters), nats, shape ().
 
         Adding it to the log-density gives the density of the unconstrained latents (Stan's change of variables).
+
+        Raises:
+            ProgramError: torch does not know the volume of a latent's transformation.
         """
         total = vector.new_zeros(())
         for e in self.entries:
             if not e.is_param:
                 free = self._free(e, vector)
-                total = total + e.transform.log_abs_det_jacobian(free, e.transform(free)).sum()
+                total = total + self._volume(e, free).sum()
         return total
 
     def pack(self, values: Mapping[str, Tensor]) -> Tensor:
@@ -116,18 +119,32 @@ class Layout:
             out[e.name] = value
         return out
 
+    @staticmethod
+    def _volume(e: Entry, free: Tensor) -> Tensor:
+        try:
+            return e.transform.log_abs_det_jacobian(free, e.transform(free))
+        except NotImplementedError as error:
+            raise ProgramError(
+                f"the density of {e.name!r} on an unconstrained scale is not known: torch has no volume for {e.constraint}.",
+                suggestion="dist.LKJCholesky and standard deviations in place of a covariance matrix",
+            ) from error
+
     def _free(self, e: Entry, vector: Tensor) -> Tensor:
         return vector[e.start : e.stop].reshape(e.free_shape)
 
 
 def layout(graph: FactorGraph) -> Layout:
-    """The layout of a graph's parameters and continuous latents."""
+    """The layout of a graph's parameters and continuous latents.
+
+    Raises:
+        ProgramError: torch knows no transformation from real numbers to the constraint of a value.
+    """
     rows: list[tuple[str, bool, Tensor, Constraint, dict[str, int]]]
     rows = [(n, True, p.value, p.constraint, {}) for n, p in graph.params.items()]
     rows += [(n, False, x.value, x.support, dict(x.plates)) for n, x in graph.latents.items()]
     entries, start = [], 0
     for name, is_param, value, constraint, plates in rows:
-        transform = _transform(constraint)
+        transform = _transform(name, constraint)
         # Shapes of transforms (`inverse_shape`) are worked out in torch by way of sympy, which takes longer to import than this.
         free = tuple(transform.inv(value.detach()).shape)
         stop = start + int(torch.Size(free).numel())
@@ -139,8 +156,14 @@ def layout(graph: FactorGraph) -> Layout:
     return Layout(tuple(entries), start, torch.float64 if torch.float64 in dtypes else dtypes.pop())
 
 
-def _transform(constraint: Constraint) -> Transform:
-    try:
-        return biject_to(constraint)
-    except NotImplementedError:
-        return transform_to(constraint)
+def _transform(name: str, constraint: Constraint) -> Transform:
+    # Matrices with a triangular factor stand in the second table of torch alone: their maps have an inverse but no volume.
+    for table in (biject_to, transform_to):
+        try:
+            return table(constraint)
+        except NotImplementedError:  # how a table says that it has no row for a constraint
+            continue
+    raise ProgramError(
+        f"{name!r} has no unconstrained scale: torch maps no real numbers to {constraint}.",
+        suggestion="another constraint, or sum it out as a discrete site",
+    )
