@@ -15,8 +15,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from symhmm.chains.jit import inner, kernel
-from symhmm.chains.lane_steps import CHUNK, SIZE, read_emission
+from symhmm.chains.jit import kernel
+from symhmm.chains.lane_steps import CHUNK, SIZE, read_emission, read_terms
 from symhmm.chains.simd import (
     accumulate,
     element_pointer,
@@ -58,21 +58,6 @@ def store_integers(typing: Any, array: Any, index: Any, vector: Any) -> Any:
     return types.void(array, types.intp, vector), code
 
 
-@inner
-def _read_logs(matrix, shared, base, step, states, size, transition, t_row, t_time, t_from, t_to):
-    """The transition terms of a step: [S, K] if all lanes share them, else [S, K, lanes]."""
-    width = lanes_of(transition)
-    for s in range(states):
-        for j in range(size):
-            offset = s * t_from + j * t_to + step * t_time
-            k = s * size + j
-            if shared:
-                matrix[k] = transition[t_row[base] + offset]
-            else:
-                for lane in range(width):
-                    matrix[k * width + lane] = transition[t_row[base + lane] + offset]
-
-
 @kernel
 def best_lanes(
     first_group, last_group, size, rest, length, lanes, chains,
@@ -101,7 +86,7 @@ def best_lanes(
     for group in range(first_group, last_group):
         base = group * width
         if t_time == 0 and not (ready and shared):
-            _read_logs(matrix, shared, base, 0, states, size, transition, t_row, t_time, t_from, t_to)
+            read_terms(matrix, shared, base, 0, states, size, transition, t_row, t_time, t_from, t_to)
             ready = True
         top, low_stop = 0, length
         for lane in range(width):
@@ -113,7 +98,7 @@ def best_lanes(
             read_emission(tile, base, low, top, size, emission, e_row, e_time, e_to)
             for step in range(top - 1, low - 1, -1):
                 if t_time != 0:
-                    _read_logs(matrix, shared, base, step, states, size, transition, t_row, t_time, t_from, t_to)
+                    read_terms(matrix, shared, base, step, states, size, transition, t_row, t_time, t_from, t_to)
                 at = (step - low) * size * width
                 for k in range(size):
                     e = load(tile, at + k * width)

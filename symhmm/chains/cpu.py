@@ -40,7 +40,7 @@ def forward(
         shape, call.like, transition.data_ptr(), f, emission.data_ptr(), e, terminal.data_ptr(), z, idles, work,
         LIKE[message.dtype], (message.data_ptr(), saved[0].data_ptr(), saved[1].data_ptr(), saved[2].data_ptr()),
     )  # fmt: skip
-    if flags[: layout.lanes].any():
+    if 1 in flags[: layout.lanes].tobytes():
         lost = np.flatnonzero(flags[: layout.lanes].reshape(-1, layout.blocks).any(-1))
         careful_forward(
             lost, shape[0], shape[1], np.array(layout.starts),
@@ -70,8 +70,10 @@ def backward(
         return transition.new_zeros(transition.shape), torch.zeros_like(emission), torch.zeros_like(terminal)
     if not layout.fits(messages, scales):
         messages, scales = layout.messages(transition).copy_(messages), layout.scales(transition).copy_(scales)
-    weight = weight.expand(call.message_size).contiguous()
-    links = links.expand(*layout.batch, *links.shape[-3:]).contiguous()
+    if weight.shape != call.message_size or not weight.is_contiguous():
+        weight = weight.expand(call.message_size).contiguous()
+    if layout.blocks > 1:
+        links = links.expand(*layout.batch, *links.shape[-3:]).contiguous()
     shape, f, e, idle, gf, ge, gz = call.backward_arguments
     like, entries = call.like.dtype, layout.states * layout.padded
     fast = np.empty(layout.chains, np.bool_)
@@ -87,7 +89,7 @@ def backward(
         (g_transition.data_ptr(), g_emission.data_ptr(), g_terminal.data_ptr()),
         (*gf, gf_gap), (*ge, ge_gap), gz,
     )  # fmt: skip
-    if not fast.all():
+    if 0 in fast.tobytes():
         careful_backward(
             np.flatnonzero(~fast), shape[0], shape[1], np.array(layout.starts), weight.reshape(-1).numpy(),
             memory(transition, call.transition.extent), call.transition.chains, call.transition.time,

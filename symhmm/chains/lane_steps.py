@@ -25,11 +25,9 @@ SIZE = 0  # the number of states, in the copies of these functions that are made
 
 
 @inner
-def read_matrix(matrix, peaks, shared, base, step, states, size, transition, t_row, t_time, t_from, t_to):
-    """Exponentials of the transition terms relative to their largest one: [S, K] if all lanes share, else [S, K, lanes]."""
-    size, states = SIZE or size, SIZE or states
-    width = lanes_of(peaks)
-    count = states * size * (1 if shared else width)
+def read_terms(matrix, shared, base, step, states, size, transition, t_row, t_time, t_from, t_to):
+    """The transition terms of a step: [S, K] if all lanes share them, else [S, K, lanes]."""
+    width = lanes_of(matrix)
     for s in range(states):
         for j in range(size):
             offset = s * t_from + j * t_to + step * t_time
@@ -39,6 +37,15 @@ def read_matrix(matrix, peaks, shared, base, step, states, size, transition, t_r
             else:
                 for lane in range(width):
                     matrix[k * width + lane] = transition[t_row[base + lane] + offset]
+
+
+@inner
+def read_matrix(matrix, peaks, shared, base, step, states, size, transition, t_row, t_time, t_from, t_to):
+    """Exponentials of the transition terms relative to their largest one: [S, K] if all lanes share, else [S, K, lanes]."""
+    size, states = SIZE or size, SIZE or states
+    width = lanes_of(peaks)
+    count = states * size * (1 if shared else width)
+    read_terms(matrix, shared, base, step, states, size, transition, t_row, t_time, t_from, t_to)
     if shared:
         peak = matrix[0]
         for k in range(1, count):

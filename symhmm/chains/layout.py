@@ -75,12 +75,15 @@ class Layout:
 
     def fits(self, messages: Tensor, scales: Tensor) -> bool:
         """Whether saved tensors still lie in memory as they were made, padding included."""
-        pairs = zip((messages, scales), self._strided, self.entries, strict=True)
-        return all(
-            x.shape == size
-            and x.stride() == stride
-            and x.untyped_storage().nbytes() >= (x.storage_offset() + entries) * x.itemsize
-            for x, (size, stride), entries in pairs
+        # Written out: it is asked at every gradient, and a generator takes as long as a short chain.
+        (size, stride), (other_size, other_stride) = self._strided
+        return (
+            messages.shape == size
+            and messages.stride() == stride
+            and scales.shape == other_size
+            and scales.stride() == other_stride
+            and _holds(messages, self.entries[0])
+            and _holds(scales, self.entries[1])
         )
 
     @cached_property
@@ -93,6 +96,10 @@ class Layout:
             ((*lanes, self.steps + 1, states), (*inner, states * padded, padded)),
             ((*lanes, self.steps), (*inner, padded)),
         )
+
+
+def _holds(x: Tensor, entries: int) -> bool:
+    return x.untyped_storage().nbytes() >= (x.storage_offset() + entries) * x.itemsize
 
 
 @lru_cache(maxsize=256)
