@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from symhmm.capture.marks import Mark, set_mark
@@ -48,7 +49,8 @@ class Enumeration:
     def enumerate(self, msg: dict[str, Any]) -> None:
         """Give a discrete latent all its values, along a dimension that no site in sight uses."""
         fn, name = msg["fn"], msg["name"]
-        parents = frozenset().union(*(self.tracker.mark(x).sites for x in _parameters(fn)))
+        with torch._C.DisableTorchFunction():
+            parents = self.tracker.union(*_parameters(fn)).sites
         taken = {self.dims[site] for site in (self.in_sight(msg) | parents) - {name}}
         dim = -1 - self.nesting
         while dim in taken:
@@ -61,13 +63,14 @@ class Enumeration:
                 details=[f"{type(fn).__name__}: {error}"],
                 suggestion="the same number of values for all members",
             ) from error
-        event = values.shape[values.dim() - fn.event_dim :] if fn.event_dim else values.shape[:0]
-        value = values.reshape(values.shape[:1] + (1,) * (-1 - dim) + event)
-        alike = getattr(values, "_pyro_categorical_support", None)
-        if alike is not None:
-            value._pyro_categorical_support = alike  # lets Pyro read the logits instead of gathering them
-        self.dims[name], self.sizes[name] = dim, values.shape[0]
-        self.supports[name] = values.reshape(values.shape[:1] + event)
+        with torch._C.DisableTorchFunction():
+            event = values.shape[values.dim() - fn.event_dim :] if fn.event_dim else values.shape[:0]
+            value = values.reshape(values.shape[:1] + (1,) * (-1 - dim) + event)
+            alike = getattr(values, "_pyro_categorical_support", None)
+            if alike is not None:
+                value._pyro_categorical_support = alike  # lets Pyro read the logits instead of gathering them
+            self.dims[name], self.sizes[name] = dim, values.shape[0]
+            self.supports[name] = values.reshape(values.shape[:1] + event)
         self.steps[name] = tuple(self.position.steps)
         set_mark(value, Mark(self.tracker.run, sites=frozenset({name})))
         msg["value"], msg["done"] = value, True

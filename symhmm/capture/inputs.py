@@ -107,7 +107,7 @@ def initial_latent(fn: Any, shape: torch.Size) -> Tensor:
 def _mean(fn: Any) -> Tensor | None:
     try:
         return fn.mean
-    except (NotImplementedError, AttributeError, RuntimeError):
+    except NotImplementedError:  # what torch's distributions say that have none, or none that is known
         return None
 
 

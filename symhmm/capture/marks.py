@@ -26,16 +26,19 @@ class Mark:
 
 def get_mark(run: object, x: Tensor) -> Mark:
     """What is known of ``x`` in ``run``; views share what is known of their base."""
-    own, base = _found(run, x), x._base
-    other = None if base is None else _found(run, base)
-    if own is None or other is None:
-        return own or other or union(run, ())
-    return union(run, (own, other))
+    return find_mark(run, x) or Mark(run)
 
 
-def _found(run: object, x: Tensor) -> Mark | None:
-    mark: Mark | None = getattr(x, "_symhmm_mark", None)
-    return mark if mark is not None and mark.run is run else None
+def find_mark(run: object, x: Tensor) -> Mark | None:
+    """`get_mark`, or None where nothing has been said of ``x``."""
+    own: Mark | None = getattr(x, "_symhmm_mark", None)
+    base = x._base
+    other: Mark | None = None if base is None else getattr(base, "_symhmm_mark", None)
+    if own is not None and own.run is not run:
+        own = None
+    if other is None or other.run is not run:
+        return own
+    return other if own is None else union(run, (own, other))
 
 
 def set_mark(x: Tensor, mark: Mark) -> None:

@@ -236,6 +236,7 @@ def _run(
         error.args = (position.names.readable(str(error)),)
         raise
     except Exception as error:
+        # Whatever the user's program raised is raised again below, as it is or as the cause of what it means for us.
         # A state that is summed may stand in a dimension that a plate opened later wants: the program fails in its own code.
         if plates.deepest > recipe.max_plate_nesting:
             raise DeeperPlates(plates.deepest) from error

@@ -12,6 +12,7 @@ from torch import Tensor
 from symhmm.capture.enumeration import Enumeration
 from symhmm.capture.giving import Giver
 from symhmm.capture.inputs import Inputs
+from symhmm.capture.marks import set_mark
 from symhmm.capture.observations import check_mask, check_shape, check_values, masked_log_prob
 from symhmm.capture.records import Record, Result
 from symhmm.capture.time_index import NotVectorisable, innermost
@@ -142,33 +143,34 @@ class SiteMessenger(Messenger):
         fn, name, value, mask = msg["fn"], msg["name"], msg["value"], msg["mask"]
         support = self.enumeration.supports.get(name)
         stack = [f for f in reversed(msg["cond_indep_stack"]) if f.vectorized]
-        role: Role
-        self._note_plates(stack)
-        if support is not None:
-            role = "discrete latent"
-        else:
-            role = (
-                "continuous latent" if name in self.given else "factor" if type(fn).__name__ == "Unit" else "observed"
-            )
-            while isinstance(fn, MaskedDistribution):
-                mask, fn = _both(mask, fn._mask), fn.base_dist
-            if isinstance(mask, Tensor):
-                check_mask(name, mask, fn, {f.dim: f for f in stack}, self.nesting)
-            if role == "observed":
-                check_shape(name, value, fn.event_dim, stack)
-            helper = any(pass_ == "prev" for _, pass_, _ in self.position.steps)
-            if self.check_data and role == "observed" and mask is not False and not helper:
-                self._check_values(name, fn, value, mask)
+        role: Role = "discrete latent"
+        # Nothing is computed from tensors in here that the tracker would have to know of.
+        with torch._C.DisableTorchFunction():
+            self._note_plates(stack)
+            if support is None:
+                given, unit = name in self.given, type(fn).__name__ == "Unit"
+                role = "continuous latent" if given else "factor" if unit else "observed"
+                while isinstance(fn, MaskedDistribution):
+                    mask, fn = _both(mask, fn._mask), fn.base_dist
+                if isinstance(mask, Tensor):
+                    check_mask(name, mask, fn, {f.dim: f for f in stack}, self.nesting)
+                if role == "observed":
+                    check_shape(name, value, fn.event_dim, stack)
+        helper = any(pass_ == "prev" for _, pass_, _ in self.position.steps)
+        if self.check_data and role == "observed" and mask is not False and not helper:
+            self._check_values(name, fn, value, mask)
         tensor = self._log_factor(msg, fn, mask, role)
-        for x in (msg["mask"], value):
-            if isinstance(x, Tensor):
-                self.used.append((name, x, innermost(x)._version))
-        self._check_carried(name, tensor, mask)
-        tensor, extra = self._weight(msg, tensor)
-        tensor, dims, axes = self._named(msg, tensor)
+        with torch._C.DisableTorchFunction():
+            for x in (msg["mask"], value):
+                if isinstance(x, Tensor):
+                    self.used.append((name, x, innermost(x)._version))
+            self._check_carried(name, tensor, mask)
+            tensor, extra = self._weight(msg, tensor)
+            tensor, dims, axes = self._named(msg, tensor)
+            observed = (tuple(value.shape), type(fn).__name__) if role == "observed" else None
+        plates, steps = tuple(f.name for f in stack), tuple(self.position.steps)
         self.result.records[name] = Record(
-            name, role, tensor, dims, tuple(f.name for f in stack), axes, tuple(self.position.steps), extra, support,
-            (tuple(value.shape), type(fn).__name__) if role == "observed" else None,
+            name, role, tensor, dims, plates, axes, steps, extra, support, observed
         )  # fmt: skip
 
     def _log_factor(self, msg: dict[str, Any], fn: Any, mask: Any, role: Role) -> Tensor:
@@ -198,7 +200,9 @@ class SiteMessenger(Messenger):
                         suggestion="one number for poutine.scale",
                     )
                 return tensor, float(scale) / own
-            return tensor * (scale / own), 1.0
+            weighted = tensor * (scale / own)
+            set_mark(weighted, self.tracker.union(tensor, scale))
+            return weighted, 1.0
         weight = scale / own
         return tensor, 1.0 if abs(weight - 1.0) < 1e-12 else weight
 

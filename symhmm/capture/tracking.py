@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._C._functorch import is_batchedtensor
 from torch.overrides import TorchFunctionMode
 
-from symhmm.capture.marks import Mark, get_mark, set_mark, union
+from symhmm.capture.marks import Mark, find_mark, get_mark, set_mark, union
 from symhmm.capture.names import Names
 from symhmm.capture.time_index import Level, NotVectorisable, TimeIndex, select
 from symhmm.recorder import SHAPE_ONLY, require_constant, tracing, untraced
@@ -95,9 +95,10 @@ class Tracker(TorchFunctionMode):
             args, kwargs = _map((args, kwargs), self._substitute)
         inputs: list[Tensor] = []
         timed = _sort(args, inputs) | (_sort(kwargs, inputs) if kwargs else False)
-        marks = [self.mark(x) for x in inputs]
-        if any(mark.level is not None and not mark.level.open for mark in marks):
-            raise NotVectorisable("a value computed inside the loop is used after it")
+        marks = [mark for x in inputs if (mark := find_mark(self.run, x)) is not None]
+        for mark in marks:
+            if mark.level is not None and not mark.level.open:
+                raise NotVectorisable("a value computed inside the loop is used after it")
         if func in _SCALARS:
             return self._scalar(func, args[0])
         if func in _EXPORTS and tracing():
@@ -108,7 +109,11 @@ class Tracker(TorchFunctionMode):
         if timed and func is not torch.Tensor.__getitem__:
             device = inputs[0].device if inputs else None
             args, kwargs = _map((args, kwargs), lambda x: x.tensor(device) if isinstance(x, TimeIndex) else x)
-        return self._marked(func, inputs, marks, self._call(func, args, kwargs), args, kwargs)
+        out = self._call(func, args, kwargs)
+        first = _NONE if self.quiet else self.position.concrete_loops()
+        if marks or first or self.position.levels:
+            self._mark(func, inputs, marks, first, out, args, kwargs)
+        return iter(out) if func is torch.Tensor.__iter__ else out
 
     def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
         if func is torch.Tensor.__getitem__:
@@ -145,7 +150,17 @@ class Tracker(TorchFunctionMode):
         """What is known of anything computed from ``tensors``."""
         return union(self.run, [self.mark(x) for x in tensors])
 
-    def _marked(self, func: Any, inputs: list[Tensor], marks: list[Mark], out: Any, args: Any, kwargs: Any) -> Any:
+    def _mark(
+        self,
+        func: Any,
+        inputs: list[Tensor],
+        marks: list[Mark],
+        first: frozenset[str],
+        out: Any,
+        args: Any,
+        kwargs: Any,
+    ) -> None:
+        """Note what is known of the tensors that ``func`` made or wrote to; ``first`` are loops in their first steps."""
         name = getattr(func, "__name__", "")
         changed = _in_place_target(name, args, kwargs)
         made: list[Tensor] = []
@@ -154,24 +169,18 @@ class Tracker(TorchFunctionMode):
         else:
             _sort((out,), made)
             made = [x for x in made if not any(x is y for y in inputs)]
-        if made:
-            known = union(self.run, () if name in SHAPE_ONLY else marks)
-            first = _NONE if self.quiet else self.position.concrete_loops()
-            carried = known.carried | first if first else known.carried
-            level = self.position.levels[-1] if self.position.levels else None
-            for x in made:
-                own = level if level is not None and is_batchedtensor(x) else None
-                if not (known.sites or carried or own is not None):
-                    continue
-                mark = (
-                    known
-                    if carried is known.carried and own is known.level
-                    else Mark(self.run, known.sites, carried, own)
-                )
-                set_mark(x, mark)
-                if changed is not None and x._base is not None:
-                    set_mark(x._base, union(self.run, (mark, self.mark(x._base))))
-        return iter(out) if func is torch.Tensor.__iter__ else out
+        known = union(self.run, () if name in SHAPE_ONLY else marks)
+        carried = known.carried | first if first else known.carried
+        level = self.position.levels[-1] if self.position.levels else None
+        for x in made:
+            own = level if level is not None and is_batchedtensor(x) else None
+            if not (known.sites or carried or own is not None):
+                continue
+            same = carried is known.carried and own is known.level
+            mark = known if same else Mark(self.run, known.sites, carried, own)
+            set_mark(x, mark)
+            if changed is not None and x._base is not None:
+                set_mark(x._base, union(self.run, (mark, self.mark(x._base))))
 
     def _scalar(self, func: Any, x: Tensor) -> Any:
         """Truth value or number: read where it is no graph input and the same at all steps, refused otherwise."""
