@@ -1,88 +1,139 @@
 """Pictures of a fit: states over time, emissions over the data, effects of individuals, moves, residuals. Matplotlib figures."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from symhmm.compiler.lower import Named
-from symhmm.errors import FitError
+from symhmm.densities import Curves, emission_curves, shares_of, the_chain, the_data
+from symhmm.errors import DataError, FitError
 from symhmm.fitting import Fit
 from symhmm.tables.data import SequenceData
 from symhmm.tables.states import STATE, Labelled
 
 COLOURS = ("#4477aa", "#ddaa33", "#bb5566", "#228833", "#aa3377", "#66ccee", "#999933", "#332288")
 GREY = "#777777"
-GRID = 120  # values at which an emission's density is drawn
+TOTAL: dict[str, Any] = {"color": "0.2", "linestyle": "--", "linewidth": 1}  # all states together
 LAGS = 30  # of the autocorrelation of residuals
 
 
 def plot_states(fit: Fit, ids: Sequence[Any] | None = None, *, stream: str = "", most: int = 6) -> Any:
     """States over time: probabilities as areas, above them the jointly most probable path, below them a stream.
 
-    Of individuals with several sessions the first is drawn.
-
     Args:
         fit: of a program with a time loop and `SequenceData`.
-        ids: individuals; None takes the first ``most``.
+        ids: individuals, with all their sessions, or pairs (individual, session). None takes the first session of each
+            individual, then the second ones, ``most`` in all.
         stream: what is drawn below the probabilities; the first one if empty.
 
     Returns:
-        a figure, one row of axes per individual.
+        a figure, two axes per sequence.
 
     Raises:
         FitError: the fit has no time loop or no `SequenceData`.
+        DataError: there is no such individual, session or stream.
     """
     from matplotlib.colors import ListedColormap
 
-    data, site = _data(fit), the_chain(fit)
+    data, site = the_data(fit), the_chain(fit)
     smoothed, path = fit.smooth([site])[site], fit.viterbi([site])[site]
     who = _individuals(fit, smoothed)
-    chosen = list(smoothed.labels[who][:most] if ids is None else ids)
+    plates = fit.density.graph.plates
+    between = next((d for d in smoothed.dims if d in plates and plates[d].dim == -2), None)
+    chosen = _sequences(data, ids, most)
     stream = stream or next(iter(data.streams))
-    figure = _figure(10, 1.7 * len(chosen) + 0.6)
-    axes = figure.subplots(2 * len(chosen), 1, squeeze=False, height_ratios=[1.2, 1] * len(chosen))[:, 0]
+    y, seen = data[stream], data.observed[stream]
+    figure = _figure(10, 1.55 * len(chosen) + 0.8)
+    axes = figure.subplots(2 * len(chosen), 1, squeeze=False, sharex=True, height_ratios=[1.3, 1] * len(chosen))[:, 0]
     colours = _colours(smoothed)
     strip = {"cmap": ListedColormap(colours), "aspect": "auto", "interpolation": "nearest"}
-    for i, x in enumerate(chosen):
-        one, best = smoothed.sel(**{who: x}), path.sel(**{who: x})
-        p, z = _flat(one), best.values.movedim(0, -1).reshape(-1, best.values.shape[0])[0]
-        n, place = int((z >= 0).sum()), data.ids.index(x)
+    # A loop whose first steps have no state has answers for the later ones.
+    first, end = data.num_steps - len(smoothed.values), 0
+    for i, (place, session) in enumerate(chosen):
+        picked = {who: smoothed.labels[who][place]}
+        if between is not None:
+            picked[between] = smoothed.labels[between][session]
+        one, best = smoothed.sel(**picked).values, path.sel(**picked).values
+        p = np.asarray(one.reshape(one.shape[0], -1, one.shape[-1])[:, 0])
+        z = best.reshape(best.shape[0], -1)[:, 0].numpy()
+        n = int((z >= 0).sum())
         top, low = axes[2 * i], axes[2 * i + 1]
-        t = np.arange(n + 1)
+        t = first + np.arange(n + 1)
         top.stackplot(t, np.vstack([p[:n], p[n - 1 : n]]).T, colors=colours, step="post", linewidth=0)
-        top.imshow(z[:n][None].numpy(), extent=(0, n, 1.06, 1.22), vmin=0, vmax=len(colours) - 1, **strip)
-        top.set(xlim=(0, len(p)), ylim=(0, 1.22), yticks=[0, 1], xticks=[])
-        top.set_title(f"{data.labels.id} {x}", loc="right", fontsize=9, pad=2)
-        y = data.streams[stream].reshape(data.num_steps, -1, data.num_sequences)[:, 0, place]
-        seen = data.observed[stream].reshape(data.num_steps, -1, data.num_sequences)[:, 0, place]
-        at = np.flatnonzero(seen.numpy())
-        low.scatter(at + 0.5, y[seen].numpy(), s=4, c=[colours[int(z[j])] for j in at if j < n], linewidths=0)
-        low.set(xlim=(0, len(p)), ylabel=_unit(data, stream))
-        for a in (top, low):
-            a.spines[["top", "right"]].set_visible(False)
+        top.imshow(z[:n][None], extent=(first, first + n, 1.15, 1.4), vmin=0, vmax=len(colours) - 1, **strip)
+        top.set(ylim=(0, 1.42), yticks=[0, 1])
+        top.text(-0.006, 1.275 / 1.42, "path", transform=top.transAxes, ha="right", va="center", fontsize=7)
+        top.set_title(_title(data, place, session), loc="right", fontsize=9, pad=2)
+        at = (place,) if data.mask.dim() == 2 else (session, place)
+        where = np.flatnonzero(seen[(slice(first, first + n), *at)].numpy())
+        points = y[(slice(first, first + n), *at)].reshape(n, -1)[where]
+        colour = [colours[int(z[j])] for j in where]
+        for column in points.unbind(-1):
+            low.scatter(first + where + 0.5, column.numpy(), s=4, c=colour, linewidths=0)
+        low.set(ylabel=_unit(data, stream))
+        end = max(end, first + n)
+    for a in axes:
+        a.set_xlim(0, end)
+        a.spines[["top", "right"]].set_visible(False)
     axes[-1].set_xlabel("step")
     _legend(figure, smoothed, colours)
     return figure
+
+
+def _sequences(data: SequenceData, ids: Sequence[Any] | None, most: int) -> list[tuple[int, int]]:
+    """Which sequences are drawn: places of the individual and of its session."""
+    has = data.lengths.reshape(-1, data.num_sequences) > 0
+    if ids is None:
+        first = has.nonzero()[:most].tolist()  # by session, then by individual
+        return sorted((n, s) for s, n in first)
+    names = data.labels.sessions
+    out = []
+    for x in ids:
+        who, when = (x, None) if x in data.ids or not (isinstance(x, tuple) and len(x) == 2) else x
+        if who not in data.ids:
+            raise DataError(
+                f"there is no {data.labels.id} {who!r}.", details=[f"known: {', '.join(map(repr, data.ids[:8]))}"]
+            )
+        place = data.ids.index(who)
+        sessions = has[:, place].nonzero()[:, 0].tolist()
+        known = {s: s if names is None else names[s, place] for s in sessions}
+        found = [s for s in sessions if when is None or known[s] == when]
+        if not found:
+            raise DataError(
+                f"{data.labels.id} {who!r} has no session {when!r}.",
+                details=[f"known: {', '.join(map(repr, known.values()))}"],
+            )
+        out += [(place, s) for s in found]
+    return out
+
+
+def _title(data: SequenceData, place: int, session: int) -> str:
+    text = f"{data.labels.id} {data.ids[place]}"
+    if data.mask.dim() == 2:
+        return text
+    names = data.labels.sessions
+    return f"{text}, {data.labels.session or 'session'} {session if names is None else names[session, place]}"
 
 
 def plot_emissions(fit: Fit, streams: Sequence[str] | None = None) -> Any:
     """Densities of each stream in each state over a histogram of the data, each state weighted by the time spent in it.
 
     Where emissions differ between cells, by covariates or random effects, densities are averages over the cells, weighted
-    by the probability of the state there.
+    by the probability of the state there. Single values with a probability of their own (zeros of a zero-inflated stream)
+    are bars beside the curves, with an axis on the right: their share of the data in grey, that of the model in colours.
 
     Args:
         streams: which; all of one number per step if None.
 
     Raises:
-        FitError: a stream is no argument of the program, or depends on several hidden states.
+        FitError: a stream is no argument of the program, is of vectors, or depends on several hidden states.
     """
-    data, site = _data(fit), the_chain(fit)
+    data, site = the_data(fit), the_chain(fit)
     names = [n for n, x in data.streams.items() if x.dim() == data.mask.dim()] if streams is None else list(streams)
+    if not names:
+        raise FitError("no stream has one number per step.", details=[f"streams: {', '.join(data.streams)}"])
     smoothed = fit.smooth([site])[site]
     colours = _colours(smoothed)
     figure = _figure(4.2 * min(len(names), 3), 3.1 * -(-len(names) // 3) + 0.3)
@@ -91,87 +142,44 @@ def plot_emissions(fit: Fit, streams: Sequence[str] | None = None) -> Any:
         axis.set_visible(False)
     for name, axis in zip(names, axes[: len(names)], strict=True):
         found = emission_curves(fit, name, smoothed)
-        y = data.streams[name][data.observed[name]].numpy()
+        y = data.streams[name][data.observed[name]]
+        single = torch.isin(y, torch.as_tensor(found.atoms, dtype=y.dtype))
         if found.discrete:
-            values, counts = np.unique(y, return_counts=True)
+            values, counts = np.unique(y.numpy(), return_counts=True)
             axis.bar(values, counts / counts.sum(), color="0.85", width=0.9)
+            axis.xaxis.get_major_locator().set_params(integer=True)
             draw = {"marker": "o", "markersize": 3.5, "linewidth": 1}
         else:
-            axis.hist(y, bins=50, density=True, color="0.85")
+            heights, edges = np.histogram(y[~single].numpy(), bins=50)
+            heights = heights / len(y) / np.diff(edges)
+            axis.stairs(heights, edges, fill=True, color="0.85")
             draw = {"linewidth": 1.6}
+            if found.density.max() > 3 * heights.max():
+                axis.set_ylim(0, 1.5 * heights.max())
         for k, colour in enumerate(colours):
             axis.plot(found.at, found.density[:, k], color=colour, **draw)
-        axis.plot(found.at, found.density.sum(1), color="0.2", linestyle="--", linewidth=1, label="all states")
-        top = np.histogram(y, bins=50, density=True)[0].max() if not found.discrete else 1.0
-        if found.density.max() > 3 * top:
-            axis.set_ylim(0, 1.5 * top)
+        axis.plot(found.at, found.density.sum(1), **TOTAL)
         axis.set(xlabel=_unit(data, name), ylabel="share" if found.discrete else "density")
         axis.spines[["top", "right"]].set_visible(False)
-    _legend(figure, smoothed, colours)
+        if len(found.atoms):
+            _draw_atoms(axis, found, shares_of(y, found.atoms), colours)
+    _legend(figure, smoothed, colours, whole=True)
     return figure
 
 
-@dataclass(frozen=True)
-class Curves:
-    """Densities of a stream: ``density`` has shape (G, K), at the G values ``at``, weighted by the time in each state."""
-
-    at: np.ndarray
-    density: np.ndarray
-    discrete: bool
-
-
-def emission_curves(fit: Fit, stream: str, smoothed: Labelled | None = None) -> Curves:
-    """The density of a stream in each state, by evaluating the program with other data in its place.
-
-    Raises:
-        FitError: see `plot_emissions`.
-    """
-    data, site = _data(fit), the_chain(fit)
-    smoothed = fit.smooth([site])[site] if smoothed is None else smoothed
-    arguments = fit.density.arguments
-    place = [i for i, n in enumerate(arguments.names) if n.endswith(f"streams[{stream!r}]")]
-    if not place:
-        raise FitError(
-            f"stream {stream!r} is no argument of the program.",
-            details=[f"arguments: {', '.join(arguments.names[:8])}"],
-        )
-    y = data.streams[stream][data.observed[stream]]
-    discrete = bool((y == y.round()).all()) and float(y.max() - y.min()) <= GRID
-    low, high = float(y.min()), float(y.max())
-    at = np.arange(low, high + 1) if discrete else np.linspace(low, high, GRID + 2)[1:-1]
-
-    def terms(value: float | None) -> dict[str, Named]:
-        tensors = list(arguments.tensors)
-        if value is not None:
-            for i in place:
-                tensors[i] = torch.full_like(tensors[i], value)
-        density = replace(fit.density, data=(*tensors, *fit.density.data[len(tensors) :]), _constants={})
-        with torch.no_grad():
-            graph = density.factors_at(fit.values)
-        return {f.name: Named.from_funsor(f.term, f.name) for f in graph.factors if f.role == "observed"}
-
-    base, other = terms(None), terms(float(at[len(at) // 2]))
-    own = [n for n, x in base.items() if site in x.names and not torch.equal(x.data, other[n].data)]
-    if len(own) != 1:
-        raise FitError(
-            f"stream {stream!r} is observed at {len(own)} sites that depend on {site!r}.",
-            suggestion="emissions of one state",
-        )
-    axes = fit.density.graph.chains
-    frames = [d for d in smoothed.dims if d != STATE]
-    known = {*frames, *axes, site}
-    if not {*base[own[0]].names} <= known:
-        raise FitError(f"stream {stream!r} depends on several hidden states: {', '.join(base[own[0]].names)}.")
-    axis = next(d for d in frames if d in axes)
-    steps = smoothed.values.shape[smoothed.dims.index(axis)]
-    length = axes[axis].length
-    weight = smoothed.values.narrow(smoothed.dims.index(axis), steps - length, length)
-    seen = base[own[0]].aligned([*frames, site]) != 0
-    weight = weight * seen.any(-1, keepdim=True)
-    weight = weight / weight.sum()
-    inside = tuple(range(weight.dim() - 1))
-    rows = [(terms(float(v))[own[0]].aligned([*frames, site]).exp() * weight).sum(inside) for v in at]
-    return Curves(at, torch.stack(rows).numpy(), discrete)
+def _draw_atoms(axis: Any, found: Curves, shares: np.ndarray, colours: Sequence[str]) -> None:
+    """Single values: the share of the data and, stacked by state, of the model, on an axis of their own."""
+    wide = (found.at[-1] - found.at[0]) / 30
+    other = axis.twinx()
+    for value, share, states in zip(found.atoms, shares, found.shares, strict=True):
+        outwards = 1 if value > found.at.mean() else -1
+        x = value + outwards * 1.5 * wide
+        other.bar(x - wide / 2, share, wide, color="0.85")
+        other.bar(x + wide / 2, states, wide, bottom=np.cumsum(states) - states, color=colours)
+        other.text(x, max(share, states.sum()), f"{share:.0%}", ha="center", va="bottom", fontsize=7)
+    other.set(ylim=(0, 1.25 * max(shares.max(), found.shares.sum(1).max())))
+    other.set_ylabel("share that is " + " or ".join(f"{v:g}" for v in found.atoms))
+    other.spines[["top"]].set_visible(False)
 
 
 def plot_random_effects(fit: Fit, plate: str | None = None, *, most: int = 60) -> Any:
@@ -282,21 +290,6 @@ def _autocorrelation(x: Tensor) -> tuple[np.ndarray, np.ndarray, float]:
     return lags, np.array(values), float(1.96 / seen.sum().sqrt())
 
 
-def _data(fit: Fit) -> SequenceData:
-    if fit.data is None:
-        raise FitError("the program has no SequenceData among its arguments.", suggestion="SequenceData.from_tensors")
-    return fit.data
-
-
-def the_chain(fit: Fit) -> str:
-    """The first hidden state in a time loop, ``z_{time}``. Raises `FitError` where there is none."""
-    graph = fit.density.graph
-    found = [v.current for c in graph.chains.values() for v in c.variables]
-    if not found:
-        raise FitError("the program has no hidden states in a time loop.", suggestion="fit.smooth().only.to_frame()")
-    return found[0]
-
-
 def _individuals(fit: Fit, x: Labelled) -> str:
     plates: Mapping[str, Any] = fit.density.graph.plates
     found = [d for d in x.dims if d in plates and plates[d].dim == -1]
@@ -305,23 +298,22 @@ def _individuals(fit: Fit, x: Labelled) -> str:
     return found[0]
 
 
-def _flat(x: Labelled) -> np.ndarray:
-    """Probabilities of the steps of a first session, (T, K)."""
-    values = x.values
-    return np.asarray(values.reshape(values.shape[0], -1, values.shape[-1])[:, 0])
-
-
 def _colours(x: Labelled) -> list[str]:
     size = x.values.shape[-1]
     return [COLOURS[k % len(COLOURS)] for k in range(size)]
 
 
-def _legend(figure: Any, x: Labelled, colours: Sequence[str]) -> None:
+def _legend(figure: Any, x: Labelled, colours: Sequence[str], whole: bool = False) -> None:
+    """Colours of the states; with ``whole`` also those of all states together and of the data."""
+    from matplotlib.lines import Line2D
     from matplotlib.patches import Rectangle
 
-    handles = [Rectangle((0, 0), 1, 1, color=c) for c in colours]
+    handles: list[Any] = [Rectangle((0, 0), 1, 1, color=c) for c in colours]
     names = [n if isinstance(n, str) and not n.isdigit() else f"state {n}" for n in x.labels[STATE]]
-    figure.legend(handles, names, loc="outside upper left", ncols=len(colours), frameon=False, fontsize=9)
+    if whole:
+        handles += [Line2D([], [], **TOTAL), Rectangle((0, 0), 1, 1, color="0.85")]
+        names += ["all states", "data"]
+    figure.legend(handles, names, loc="outside upper left", ncols=len(handles), frameon=False, fontsize=9)
 
 
 def _unit(data: SequenceData, column: str) -> str:

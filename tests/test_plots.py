@@ -1,6 +1,7 @@
 """Pictures show the numbers they should: densities integrate to the time in each state, panels hold every member."""
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -11,7 +12,8 @@ from torch.distributions import constraints
 import symhmm
 from symhmm import plots
 from symhmm.datasets import simulate_mixed_hmm
-from symhmm.errors import FitError
+from symhmm.errors import DataError, FitError
+from symhmm.models import MixedHMM
 from symhmm.tables.data import SequenceData
 
 
@@ -88,3 +90,73 @@ def test_what_cannot_be_drawn_is_said(fit):
 
     with pytest.raises(FitError, match="no SequenceData"):
         plots.plot_states(symhmm.fit(plain, torch.tensor(1.0)))
+
+
+@pytest.fixture(scope="module")
+def sessions():
+    generator = torch.Generator().manual_seed(1)
+    y = torch.randn(20, 2, 3, generator=generator, dtype=torch.float64)
+    rows = [
+        {"id": who, "day": f"day {s}", "y": float(y[t, s, i])}
+        for i, who in enumerate("abc")
+        for s in range(2 if who != "b" else 1)
+        for t in range(15 + 5 * s)
+    ]
+    data = SequenceData.from_frame(pd.DataFrame(rows), id="id", session="day", streams=["y"])
+    return MixedHMM(2, {"y": "gaussian"}).fit(data, restarts=1, max_evaluations=5)
+
+
+def drawn(figure):
+    return [a.get_title(loc="right") for a in figure.axes][::2]
+
+
+def test_sequences_are_chosen_by_individual_and_session(sessions):
+    everyone = ["id a, day day 0", "id a, day day 1", "id b, day day 0", "id c, day day 0", "id c, day day 1"]
+    assert drawn(plots.plot_states(sessions)) == everyone
+    # Of few sequences, each individual's first.
+    assert drawn(plots.plot_states(sessions, most=3)) == [everyone[0], everyone[2], everyone[3]]
+    assert drawn(plots.plot_states(sessions, ["c"])) == everyone[3:]
+    figure = plots.plot_states(sessions, [("a", "day 1")])
+    assert drawn(figure) == everyone[1:2]
+    points = figure.axes[1].collections[0].get_offsets()
+    wanted = sessions.data["y"][:20, 1, 0]
+    np.testing.assert_allclose(points[:, 1], wanted.numpy())
+    assert figure.axes[1].get_xlim() == (0, 20)
+    with pytest.raises(DataError, match="no id 'z'"):
+        plots.plot_states(sessions, ["z"])
+    with pytest.raises(DataError, match=r"'b' has no session 'day 1'[\s\S]*known: 'day 0'"):
+        plots.plot_states(sessions, [("b", "day 1")])
+
+
+def test_single_values_are_bars_beside_the_curves(tmp_path):
+    generator = torch.Generator().manual_seed(2)
+    y = torch.rand(50, 2, generator=generator, dtype=torch.float64)
+    data = SequenceData.from_tensors({"y": torch.where(y < 0.3, 0.0, y)})
+    fit = MixedHMM(2, {"y": "zero_inflated_gamma"}).fit(data, restarts=1, max_evaluations=5)
+    figure = plots.plot_emissions(fit)
+    figure.savefig(tmp_path / "emissions.png")
+    curves, bars = figure.axes
+    share = float((data["y"] == 0).double().mean())
+    assert bars.get_ylabel() == "share that is 0"
+    assert [b.get_height() for b in bars.patches] == pytest.approx([share, *plots.emission_curves(fit, "y").shares[0]])
+    # The histogram is of the other values: with the bar it makes one.
+    heights, edges, _ = curves.patches[0].get_data()
+    assert (heights * np.diff(edges)).sum() == pytest.approx(1 - share)
+
+
+def test_streams_of_vectors_have_points_but_no_curves():
+    def pairs(data):
+        loc = pyro.param("loc", torch.tensor([[-1.0, 1.0], [1.0, -1.0]], dtype=torch.float64))
+        with pyro.plate("animal", data.num_sequences, dim=-1):
+            z = torch.tensor(0)
+            for t in pyro.markov(range(data.num_steps)):
+                z = pyro.sample(f"z_{t}", dist.Categorical(torch.tensor([[0.9, 0.1], [0.2, 0.8]]).double()[z]))
+                with pyro.poutine.mask(mask=data.mask[t]):
+                    pyro.sample(f"y_{t}", dist.Normal(Vindex(loc)[z], 1.0).to_event(1), obs=data.y[t])
+
+    y = torch.randn(12, 2, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    fit = symhmm.fit(pairs, SequenceData.from_tensors({"y": y}, lengths=[12, 9]), restarts=1, max_evaluations=3)
+    clouds = plots.plot_states(fit, [1]).axes[1].collections
+    np.testing.assert_allclose(np.stack([c.get_offsets()[:, 1] for c in clouds], -1), y[:9, 1].numpy())
+    with pytest.raises(FitError, match="no stream has one number per step"):
+        plots.plot_emissions(fit)
