@@ -153,6 +153,11 @@ class SequenceData:
         """
         if not streams:
             raise DataError("there is no stream of observations.", suggestion='streams={"y": y}')
+        # Arrays and lists are tensors, too.
+        streams, covariates, groups = (
+            {n: torch.as_tensor(x) for n, x in (given or {}).items()} for given in (streams, covariates, groups)
+        )
+        lengths = None if lengths is None else torch.as_tensor(lengths)
         first = next(iter(streams.values()))
         shape = lengths.dim() + 1 if lengths is not None else min(x.dim() for x in streams.values())
         size = tuple(first.shape[:shape])
@@ -161,8 +166,8 @@ class SequenceData:
         )
         check_shapes({f"stream {n!r}": x for n, x in streams.items()}, size, events=True)
         check_shapes({f"observed[{n!r}]": x for n, x in masks.items()}, size)
-        check_shapes({f"covariate {n!r}": x for n, x in (covariates or {}).items()}, size)
-        check_shapes({f"group {n!r}": x for n, x in (groups or {}).items()}, size[-1:])
+        check_shapes({f"covariate {n!r}": x for n, x in covariates.items()}, size)
+        check_shapes({f"group {n!r}": x for n, x in groups.items()}, size[-1:])
         check_shapes({} if states is None else {"states": states}, size)
         check_shapes({} if lengths is None else {"lengths": lengths}, size[1:])
         lengths = torch.full(size[1:], size[0]) if lengths is None else lengths
@@ -190,8 +195,8 @@ class SequenceData:
             torch.stack(list(seen.values())).any(0),
             lengths,
             rows,
-            dict(covariates or {}),
-            dict(groups or {}),
+            covariates,
+            groups,
             states if states is None else torch.where(inside, states, -1),
             {n: tuple(x) for n, x in (levels or {}).items()},
             labels,
