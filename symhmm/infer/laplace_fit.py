@@ -38,6 +38,7 @@ from symhmm.tables.results import (
 WARM = "joint maxima with the random effects held alike, from the best of which the fit starts"
 ROUNDS = 8  # times that nodes are moved to the modes at the new maximum
 SMALL = 100 * EDGE  # values below which a spread may stand for zero
+NOISE = 1e-7  # nats, what differences leave of the log-determinants
 STILL = 1e-3  # nats that a round must gain for another one
 
 
@@ -147,7 +148,7 @@ def step(state: State, report: Reporter, *, tolerance: float, max_evaluations: i
         report(done, best)
         return value, gradient
 
-    ascent = climb(evaluate, state.x, tolerance=tolerance, max_evaluations=max_evaluations)
+    ascent = climb(evaluate, state.x, tolerance=tolerance, max_evaluations=max_evaluations, noise=NOISE)
     if ascent.converged:
         ascent = _settled(goal, evaluate, ascent, tolerance)
     return replace(state, ascents=(*state.ascents, ascent), evaluations=state.evaluations + len(ascent.trace))

@@ -12,18 +12,20 @@ WIDEST = 2.0  # longest unit of a coordinate, in units of its own size
 
 
 def climb(
-    evaluate: Evaluate, start: Array, *, tolerance: float = 1e-5, max_evaluations: int = 2000, precision: float = 1e-15
+    evaluate: Evaluate, start: Array, *, tolerance: float = 1e-5, max_evaluations: int = 2000, noise: float = 0.0
 ) -> Ascent:
     """Maximise by L-BFGS in the metric of the curvature at the start, which is renewed where progress ends.
 
     The curvature costs one gradient for each coordinate, by differences; L-BFGS alone takes several times as many to learn
-    it when parameters are correlated. Arguments and result are those of `symhmm.infer.lbfgs.ascend`.
+    it when parameters are correlated. Arguments and result are those of `symhmm.infer.lbfgs.ascend`; ``noise`` is the error of
+    the objective, nats, below which no gain can be seen.
 
     >>> valley = np.array([[1.0, 0.999], [0.999, 1.0]]) * 1e3
     >>> climb(lambda x: (-0.5 * float(x @ valley @ x), -valley @ x), np.array([3.0, -1.0])).converged
     True
     """
     if start.size > LARGEST:
+        precision = _relative(noise, evaluate(start)[0])
         return ascend(evaluate, start, tolerance=tolerance, max_evaluations=max_evaluations, precision=precision)
     best, trace = Ascent(start, -np.inf, np.zeros_like(start)), list[float]()
     while True:
@@ -38,7 +40,11 @@ def climb(
             return value, unit.T @ gradient
 
         found = ascend(
-            rounder, np.zeros_like(start), tolerance=tolerance, max_evaluations=max(allowed, 1), precision=precision
+            rounder,
+            np.zeros_like(start),
+            tolerance=tolerance,
+            max_evaluations=max(allowed, 1),
+            precision=_relative(noise, value),
         )
         trace += found.trace
         back: Array = np.asarray(np.linalg.solve(unit.T, found.gradient), dtype=np.float64)
@@ -46,6 +52,10 @@ def climb(
         best = replace(found, x=origin + unit @ found.x, gradient=back, trace=trace)
         if found.converged or found.interrupted or len(trace) >= max_evaluations or not risen > tolerance:
             return best
+
+
+def _relative(noise: float, value: float) -> float:
+    return max(1e-15, noise / max(abs(value), 1.0)) if np.isfinite(value) else 1e-15
 
 
 def _unit(evaluate: Evaluate, x: Array, gradient: Array, trace: list[float]) -> Array:
