@@ -15,12 +15,16 @@ from symhmm.compiler.layout import Entry, Layout
 from symhmm.errors import DataError
 from symhmm.infer.draws import Draws
 from symhmm.tables.arrow import Arrow, Law
+from symhmm.tables.bent import Bends, Bent
 from symhmm.tables.results import Estimate, Normal, Optima, Posterior, Status
+from symhmm.tables.reweighted import Reweighted
 
 KIND, VERSION = "symhmm fit", 1
 TEXT, NUMBERS = "fit.json", "fit.safetensors"
 # The only things that a file can name: plain containers.
-CLASSES: dict[str, type] = {c.__name__: c for c in (Estimate, Status, Optima, Posterior, Normal, Arrow, Law, Draws)}
+CLASSES: dict[str, type] = {
+    c.__name__: c for c in (Estimate, Status, Optima, Posterior, Normal, Arrow, Law, Bends, Bent, Reweighted, Draws)
+}
 
 
 @dataclass(frozen=True)

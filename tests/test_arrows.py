@@ -122,7 +122,7 @@ def test_programs_without_population_values_are_as_they_were():
     goal = svi.target(density, {}, "svi")
     state = svi.assemble(goal, svi.Options(), torch.full_like(goal.start, 0.3), svi.Optima(), 0)
     assert [b.prior for b in state.guide.blocks] == [None]
-    assert blocks_by_role(density.layout.entries, density.graph)[0].sizes == (4, 4, 0, 0)
+    assert blocks_by_role(density.layout.entries, density.graph)[0].sizes == (4, 4, 0, 0, 0, 0)
 
 
 def test_coordinates_can_be_permuted():

@@ -55,14 +55,14 @@ def built(density):
 @pytest.mark.parametrize("draws", [1, 2])
 def test_mean_over_a_partition_is_the_full_estimate(chains, draws):
     goal, state = built(compile(switching, chains, 2))
-    whole_goal, whole = built(compile(switching, chains, None))
+    whole_goal, _ = built(compile(switching, chains, None))
     assert minibatches(whole_goal.density) is None
     batches = minibatches(goal.density)
     assert (batches.plate, batches.full, batches.size) == ("individual", 6, 2)
     phi = 0.3 * torch.randn(state.guide.size, generator=cf.generator(1), dtype=cf.REAL)
     noise = torch.randn(draws, state.guide.noise_size, generator=cf.generator(2), dtype=cf.REAL)
     part = objective(goal, state.guide, draws, weighted=False, batches=batches)
-    full = objective(whole_goal, whole.guide, draws, weighted=False, batches=None)
+    full = objective(whole_goal, state.guide, draws, weighted=False, batches=None)
     shuffled = cf.generator(3)
     order = torch.randperm(6, generator=shuffled)
     found = [part(phi, noise, order[k : k + 2]) for k in (0, 2, 4)]

@@ -9,11 +9,12 @@ from symhmm.compiler.density import Density
 from symhmm.compiler.layout import Entry
 from symhmm.infer.guide import LARGEST_FULL, Block, Prior
 from symhmm.infer.minibatch import Minibatches, with_members
+from symhmm.infer.modes import LEAST, likelihood
 from symhmm.infer.target import Target
 from symhmm.infer.warm import hyperparameters
 
-LEAST = 0.05  # of an effect's precision at the start that is taken as the data's
 STEP = 1e-4  # of the differences by which the prior's slopes are found
+FURTHER = 0.1  # of a value, to see what depends on it
 
 
 def following(
@@ -24,20 +25,56 @@ def following(
     Returns:
         the blocks, and the units of shape (size,), those of effects now of their likelihood alone.
     """
-    if not blocks or blocks[0].plates or blocks[0].index.numel() > LARGEST_FULL:
+    if not can_follow(blocks):
         return blocks, unit
     out, unit = [blocks[0]], unit.clone()
-    random = {e.name for e in goal.entries if e.plates}
-    moving = hyperparameters(goal, random) if goal.density.compiled.mode != "eager" else set()
+    moving = _moving(goal)
     for b in blocks[1:]:
         if b.family == "full":
             prior = _prior(goal, b, blocks[0], moving, batches)
-            own = unit[b.index].square().reciprocal()
-            precision = (2 * prior.log_scale).exp() * prior.correlation.diagonal(dim1=-2, dim2=-1)
-            unit[b.index] = torch.maximum(own - precision, LEAST * own).rsqrt()
-            b = replace(b, prior=prior)
+            if batches is None:
+                own, root = likelihood(goal, b.scaled(unit, b.family), prior)
+            else:  # all members at once would be a pass over all data for each gradient
+                whole = unit[b.index].square().reciprocal()
+                precision = (2 * prior.log_scale).exp() * prior.correlation.diagonal(dim1=-2, dim2=-1)
+                own, root = goal.start[b.index], torch.maximum(whole - precision, LEAST * whole).sqrt().diag_embed()
+            unit[b.index] = torch.cholesky_inverse(root).diagonal(dim1=-2, dim2=-1).sqrt()
+            b = replace(b, prior=replace(prior, own=own, root=root, known=batches is None))
         out.append(b)
     return tuple(out), unit
+
+
+def can_follow(blocks: tuple[Block, ...]) -> bool:
+    """Whether there are values of the population, and few enough to be followed."""
+    return bool(blocks) and not blocks[0].plates and blocks[0].index.numel() <= LARGEST_FULL
+
+
+def spreads(goal: Target, blocks: tuple[Block, ...]) -> set[str]:
+    """Names of values that change how far the effects of ``full`` blocks lie apart.
+
+    Held at these the density has a mode. Where effects have another prior than a normal one, all values that it depends on.
+    """
+    names = {n for b in blocks for n in b.names if b.family == "full"}
+    moving, found = _moving(goal), set[str]()
+    for e in (e for e in goal.entries if e.plates and e.name in names and moving):
+        (block,) = (b for b in blocks if e.name in b.names)
+        columns = ((block.index[0] >= e.start) & (block.index[0] < e.stop)).nonzero()[:, 0]
+        index = block.index[:, columns]
+        if not _is_normal(goal, [goal.density], goal.start, e, index):
+            return moving
+        here = _moments(goal, [goal.density], goal.start, e, index)[1]
+        for x in (x for x in goal.entries if x.name in moving):
+            moved = goal.start.clone()
+            moved[x.start : x.stop] += FURTHER
+            if not torch.allclose(_moments(goal, [goal.density], moved, e, index)[1], here, rtol=1e-6):
+                found.add(x.name)
+    return found
+
+
+def _moving(goal: Target) -> set[str]:
+    """Values on which the effects' priors depend."""
+    random = {e.name for e in goal.entries if e.plates}
+    return hyperparameters(goal, random) if goal.density.compiled.mode != "eager" else set()
 
 
 def _prior(goal: Target, block: Block, population: Block, moving: set[str], batches: Minibatches | None) -> Prior:
@@ -62,7 +99,7 @@ def _prior(goal: Target, block: Block, population: Block, moving: set[str], batc
             there, other = _moments(goal, densities, u + step, e, index)
             loc_slope[:, columns, k] = (there - here) / STEP
             log_slope[:, columns, k] = (other.diagonal(dim1=-2, dim2=-1).sqrt().log() - scale.log()) / STEP
-    return Prior(loc, loc_slope, log_scale, log_slope, root)
+    return Prior(loc, loc_slope, log_scale, log_slope, root, u[block.index], root)
 
 
 def _densities(goal: Target, batches: Minibatches | None) -> list[Density]:

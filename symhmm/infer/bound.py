@@ -1,6 +1,7 @@
 """The bound of a finished guide by many fixed draws, and what importance weighting makes of the same draws."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from math import sqrt
 
 import torch
@@ -8,14 +9,22 @@ from torch import Tensor
 
 from symhmm.compiler.density import Density
 from symhmm.infer.guide import Guide
+from symhmm.infer.importance import Importance, importance
 from symhmm.infer.information import count_observations
 from symhmm.infer.minibatch import Minibatches, with_members
 from symhmm.infer.objective import AnyGuide, log_weights
 from symhmm.infer.pyro_guide import PyroGuide
 from symhmm.infer.target import Target
+from symhmm.tables.results import Drawable, Posterior
+from symhmm.tables.reweighted import Reweighted
 
 AT_ONCE = 50  # draws in one batch, if the data are not large
 ELEMENTS = 2e6  # observed values times draws in one batch
+ENOUGH = 1000  # draws of the posterior that weighted ones are to be worth
+MORE = 8  # times as many draws as were asked for, at most
+EXACT = 0.99  # share of the draws that they are worth from which the guide is as good as the posterior
+FEWEST = 100  # draws that weighted ones must be worth
+KEPT = 1e7  # numbers in the draws that are kept
 
 
 @dataclass(frozen=True)
@@ -26,11 +35,15 @@ class Bound:
         bound: mean of ``log p - log q``, nats; ``error`` is its standard error.
         marginal: importance-weighted estimate of the log-likelihood and its standard error, nats (Burda, Grosse and
             Salakhutdinov 2016). Its expectation is below the truth and approaches it with the number of draws.
+        importance: weights of the draws as draws of the posterior; None where weights are averaged member by member.
+        vectors: the draws, shape (draws, size), where they are few enough to be kept.
     """
 
     bound: float
     error: float
     marginal: tuple[float, float] | None
+    importance: Importance | None = None
+    vectors: Tensor | None = None
 
 
 def evaluate_bound(
@@ -40,18 +53,55 @@ def evaluate_bound(
 
     Where all latents are random effects of one plate, its members are independent given the parameters, and the weights
     are averaged member by member: their error then does not grow with the number of members' dimensions together.
+    Elsewhere the draws have one weight each. Until these are worth `ENOUGH` draws of the posterior, there are up to eight
+    times as many, unless weights say little however many there are.
     """
     generator = torch.Generator().manual_seed(seed)
     size = max(1, min(AT_ONCE, draws, int(ELEMENTS // max(count_observations(goal.density), 1))))
-    noise = [torch.randn(size, made.noise_size, generator=generator, dtype=phi.dtype) for _ in range(-(-draws // size))]
+
+    def more() -> list[Tensor]:
+        return [
+            torch.randn(size, made.noise_size, generator=generator, dtype=phi.dtype) for _ in range(-(-draws // size))
+        ]
+
+    noise = more()
     if isinstance(made, PyroGuide):
         return _summarised(_by_pyro(goal, made, phi, noise)[:draws], 0.0)
-    alone = len(made.blocks) == 1 and len(made.blocks[0].plates) == 1
-    if batches is None:
-        weights, outside = _rows(goal, made, phi, noise, None) if alone else (_totals(goal, made, phi, noise), 0.0)
-    else:
-        weights, outside = _over_batches(goal, made, phi, noise, batches, alone)
-    return _summarised(weights[:draws], outside)
+    plates = made.blocks[0].plates
+    if len(made.blocks) == 1 and len(plates) == 1 and (batches is None or plates == (batches.plate,)):
+        weights, outside = _rows(goal, made, phi, noise, batches)
+        return _summarised(weights[:draws], outside)
+    evaluate = _totals(goal, made, phi, noise[0], batches)
+    with torch.no_grad():
+        weights = torch.cat([evaluate(e) for e in noise])
+        while len(noise) * size < MORE * draws and _promising(weights):
+            extra = more()
+            noise, weights = noise + extra, torch.cat([weights, *(evaluate(e) for e in extra)])
+        if not bool(weights.isfinite().all()):
+            return _summarised(weights[:, None], 0.0)
+        found, vectors = importance(weights), None
+        if weights.numel() * made.origin.numel() <= KEPT:
+            vectors = torch.cat([torch.func.vmap(made.draw, in_dims=(None, 0))(phi, e) for e in noise])
+    return replace(_summarised(weights[:, None], 0.0), importance=found, vectors=vectors)
+
+
+def corrected(posterior: Drawable, found: Bound) -> Drawable:
+    """The guide's own draws with their weights where these change anything and can be relied on; else the guide as it is."""
+    weights = found.importance
+    if not isinstance(posterior, Posterior) or weights is None or found.vectors is None or not weights.reliable:
+        return posterior
+    drawn = len(weights.weights)
+    if weights.effective > EXACT * drawn or weights.effective < FEWEST:
+        return posterior
+    return Reweighted(posterior, found.vectors, weights.weights.to(found.vectors))
+
+
+def _promising(weights: Tensor) -> bool:
+    """Whether more draws are wanted, and of use."""
+    if not bool(weights.isfinite().all()):
+        return False
+    found = importance(weights)
+    return found.effective < ENOUGH and found.k < 1
 
 
 def _summarised(weights: Tensor, outside: float) -> Bound:
@@ -76,15 +126,23 @@ def _by_pyro(goal: Target, made: PyroGuide, phi: Tensor, noise: list[Tensor]) ->
         return torch.stack([replay(phi, e) for e in torch.cat(noise)])[:, None]
 
 
-def _totals(goal: Target, made: Guide, phi: Tensor, noise: list[Tensor]) -> Tensor:
-    """One weight for everything, shape (draws, 1)."""
+def _totals(
+    goal: Target, made: Guide, phi: Tensor, noise: Tensor, batches: Minibatches | None
+) -> Callable[[Tensor], Tensor]:
+    """One weight for everything from noise like ``noise``, of shape (draws, noise size): a function to shape (draws,)."""
 
-    def f(phi: Tensor, noise: Tensor) -> Tensor:
-        return log_weights(goal, made, None, phi, torch.func.vmap(made.draw, in_dims=(None, 0))(phi, noise), ())
+    def f(phi: Tensor, noise: Tensor, *chosen: Tensor) -> Tensor:
+        drawn = torch.func.vmap(made.draw, in_dims=(None, 0))(phi, noise)
+        return log_weights(goal, made, batches, phi, drawn, chosen)
 
-    with torch.no_grad():
-        replay = goal.captured(f"bound {len(goal._steps)}", f, (phi, noise[0]))
-        return torch.cat([replay(phi, e) for e in noise])[:, None]
+    key = f"bound {len(goal._steps)}"
+    if batches is None:
+        whole = goal.captured(key, f, (phi, noise))
+        return lambda e: whole(phi, e)
+    every = batches.partition()
+    part = goal.captured(key, f, (phi, noise, every[0]))
+    # The mean over a partition stands for everybody; a member that is in two batches counts a little more.
+    return lambda e: torch.stack([part(phi, e, chosen) for chosen in every]).mean(0)
 
 
 def _rows(
@@ -116,24 +174,6 @@ def _rows(
         replay = goal.captured(f"bound {len(goal._steps)}", f, (phi, noise[0], every[0]))
         columns = [torch.cat([replay(phi, e, chosen) for e in noise]) for chosen in every]
     return torch.cat(columns, 1)[:, : block.index.shape[0]], outside
-
-
-def _over_batches(
-    goal: Target, made: Guide, phi: Tensor, noise: list[Tensor], batches: Minibatches, alone: bool
-) -> tuple[Tensor, float]:
-    if alone and made.blocks[0].plates == (batches.plate,):
-        return _rows(goal, made, phi, noise, batches)
-
-    def f(phi: Tensor, noise: Tensor, chosen: Tensor) -> Tensor:
-        drawn = torch.func.vmap(made.draw, in_dims=(None, 0))(phi, noise)
-        return log_weights(goal, made, batches, phi, drawn, (chosen,))
-
-    every = batches.partition()
-    with torch.no_grad():
-        replay = goal.captured(f"bound {len(goal._steps)}", f, (phi, noise[0], every[0]))
-        # The mean over a partition stands for everybody; a member that is in two batches counts a little more.
-        rows = [torch.stack([replay(phi, e, chosen) for chosen in every]).mean(0) for e in noise]
-    return torch.cat(rows)[:, None], 0.0
 
 
 def _log_mean(weights: Tensor) -> tuple[float, float]:

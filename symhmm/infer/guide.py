@@ -12,6 +12,7 @@ from symhmm.errors import FitError
 from symhmm.graph import FactorGraph
 from symhmm.infer.points import Points
 from symhmm.tables.arrow import Given, Law, arrow
+from symhmm.tables.bent import Bends, Bent
 from symhmm.tables.results import Normal, Posterior
 
 LARGEST_FULL = 200  # latents per member beyond which a full covariance costs more than it is worth
@@ -19,6 +20,7 @@ LOADING = 0.1  # first size of the loadings of a low-rank covariance, in units; 
 SLOWER = (
     0.1  # share of the rate at which slopes in the population's values move: they are many, and their noise adds up
 )
+STEADY = 0.3  # the same for likelihoods that are known from the curvature, since noise carries away what matters little
 FAMILIES = ("full", "meanfield", "low_rank")
 
 
@@ -30,6 +32,8 @@ class Prior:
         loc: at the start, shape (M, D); ``loc_slope`` of shape (M, D, K) its derivative by t.
         log_scale: half the logarithm of the precisions there, shape (M, D), with ``log_scale_slope``.
         correlation: shape (M, D, D), the precision in these units, zero where the prior is not normal.
+        own: shape (M, D), where the likelihood lies; ``root`` of shape (M, D, D) is the root of its precision.
+        known: whether these come from the density, and are but corrected.
     """
 
     loc: Tensor
@@ -37,6 +41,9 @@ class Prior:
     log_scale: Tensor
     log_scale_slope: Tensor
     correlation: Tensor
+    own: Tensor
+    root: Tensor
+    known: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +59,7 @@ class Block:
             ``rank`` common factors (``low_rank``), or variances that a ``network`` predicts.
         unit: shape (M, D), the scale on which they are moved (about one posterior standard deviation).
         prior: by which a ``full`` block depends on the population's values; None if it is independent of them.
+        bent: whether each latent has a skew and tails of its own.
     """
 
     plates: tuple[str, ...]
@@ -62,15 +70,19 @@ class Block:
     rank: int
     unit: Tensor
     prior: Prior | None = None
+    bent: bool = False
 
     @property
-    def sizes(self) -> tuple[int, int, int, int]:
-        """Free numbers of the block: means, log standard deviations, correlations or loadings, slopes in the population."""
+    def sizes(self) -> tuple[int, ...]:
+        """Free numbers of the block: means, log standard deviations, correlations or loadings, slopes in the population,
+        skews, tails."""
         m, d = self.index.shape
         if self.family == "network":
-            return 0, 0, 0, 0
+            return 0, 0, 0, 0, 0, 0
         more = {"full": m * d * (d - 1) // 2, "meanfield": 0, "low_rank": m * d * self.rank}
-        return m * d, m * d, more[self.family], 0 if self.prior is None else self.prior.loc_slope.numel()
+        slopes = 0 if self.prior is None else self.prior.loc_slope.numel()
+        bends = m * d * (self.bent or self.prior is not None)
+        return m * d, m * d, more[self.family], slopes, bends, bends
 
     @property
     def noise_size(self) -> int:
@@ -98,19 +110,23 @@ class Moments:
         scale: shape (M, D), diagonal of the root, or the members' own deviations in a low-rank covariance.
         root: shape (M, D, D) or None.
         loadings: shape (M, D, R) or None.
+        bends: of shape (M, D), or None; then ``loc`` are medians.
     """
 
     loc: Tensor
     scale: Tensor
     root: Tensor | None = None
     loadings: Tensor | None = None
+    bends: Bends | None = None
 
     def draw(self, noise: Tensor) -> Tensor:
         """Latents from a block's share of the noise, shape (M, D)."""
         m, d = self.loc.shape
         e = noise[: m * d].reshape(m, d)
         if self.root is not None:
-            return self.loc + (self.root @ e[..., None])[..., 0]
+            e = (self.root @ e[..., None])[..., 0] / self.scale
+        if self.bends is not None:
+            e = self.bends(e)
         out = self.loc + self.scale * e
         if self.loadings is not None:
             out = out + (self.loadings @ noise[m * d :].reshape(m, -1, 1))[..., 0]
@@ -123,12 +139,12 @@ class Moments:
             return torch.distributions.LowRankMultivariateNormal(
                 self.loc, self.loadings, self.scale.square(), validate_args=False
             ).log_prob(u)
-        away = u - self.loc
+        away, change = (u - self.loc) / self.scale, torch.zeros_like(u)
+        if self.bends is not None:
+            away, change = self.bends.inverse(away)
         if self.root is not None:
-            away = torch.linalg.solve_triangular(self.root, away[..., None], upper=False)[..., 0]
-        else:
-            away = away / self.scale
-        return -0.5 * away.square().sum(-1) - self.scale.log().sum(-1) - 0.5 * d * log(2 * pi)
+            away = torch.linalg.solve_triangular(self.root, (self.scale * away)[..., None], upper=False)[..., 0]
+        return (change - 0.5 * away.square() - self.scale.log()).sum(-1) - 0.5 * d * log(2 * pi)
 
     @property
     def scale_tril(self) -> Tensor:
@@ -215,6 +231,7 @@ class Guide:
         centre, first = population.loc[0], self.blocks[0]
         away = centre - self.origin[first.index[0]]
         m, d = b.index.shape
+        pace = STEADY if prior.known else 1.0
         return Law(
             parents=first.index[0],
             centre=centre,
@@ -223,9 +240,10 @@ class Guide:
             log_scale=prior.log_scale + prior.log_scale_slope @ away,
             log_scale_slope=prior.log_scale_slope,
             correlation=prior.correlation,
-            own=self.origin[b.index] + b.unit * pieces[0].reshape(m, d),
+            own=prior.own + pace * b.unit * pieces[0].reshape(m, d),
             own_slope=SLOWER * b.unit[..., None] * pieces[3].reshape(m, d, -1) / first.unit[0],
-            likelihood=((-pieces[1]).exp().reshape(m, d) / b.unit)[..., None] * _lower(pieces[2], m, d),
+            likelihood=prior.root @ ((-pace * pieces[1]).exp().reshape(m, d, 1) * _lower(pace * pieces[2], m, d)),
+            bends=Bends(pieces[4].reshape(m, d), pieces[5].reshape(m, d)),
         )
 
     def block_moments(self, b: Block, pieces: Sequence[Tensor], phi: Tensor) -> Moments:
@@ -233,20 +251,25 @@ class Guide:
         m, d = b.index.shape
         loc = self.origin[b.index] + b.unit * pieces[0].reshape(m, d)
         scale = b.unit * pieces[1].reshape(m, d).exp()
+        bends = Bends(pieces[4].reshape(m, d), pieces[5].reshape(m, d)) if b.bent else None
         if b.family == "full" and d > 1:
-            return Moments(loc, scale, root=scale[..., None] * _lower(pieces[2], m, d))
+            return Moments(loc, scale, root=scale[..., None] * _lower(pieces[2], m, d), bends=bends)
         if b.family == "low_rank":
             first = LOADING * _pattern(m, d, b.rank).to(phi.dtype)
             return Moments(loc, scale, loadings=b.unit[..., None] * (first + pieces[2].reshape(m, d, -1)))
-        return Moments(loc, scale)
+        return Moments(loc, scale, bends=bends)
 
     def posterior(self, phi: Tensor) -> Posterior:
         """The guide at ``phi`` as a result."""
-        blocks = tuple(
-            arrow(b.plates, b.index, m) if isinstance(m, Law) else Normal(b.plates, b.index, m.loc, m.scale_tril)
-            for b, m in zip(self.blocks, self.moments(phi), strict=True)
-        )
-        return Posterior(self.mean(phi), blocks)
+        blocks = list[Normal]()
+        for b, m in zip(self.blocks, self.moments(phi), strict=True):
+            if isinstance(m, Law):
+                blocks.append(arrow(b.plates, b.index, m))
+            elif m.bends is None:
+                blocks.append(Normal(b.plates, b.index, m.loc, m.scale_tril))
+            else:
+                blocks.append(Bent(b.plates, b.index, m.loc, m.scale_tril, m.bends))
+        return Posterior(self.mean(phi), tuple(blocks))
 
 
 def guide(origin: Tensor, points: Points, blocks: tuple[Block, ...], unit: Tensor) -> Guide:
@@ -293,7 +316,8 @@ def blocks_by_role(
         e = members[0]
         sizes = tuple(e.shape[len(e.shape) - graph.latents[e.name].event_dim + e.plates[p]] for p in plates)
         names = tuple(e.name for e in members)
-        out.append(Block(plates, sizes, names, index, chosen, rank, torch.ones(index.shape)))
+        bent = chosen == "full" and not plates
+        out.append(Block(plates, sizes, names, index, chosen, rank, torch.ones(index.shape), bent=bent))
     return tuple(out)
 
 

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from symhmm.compiler.density import Density
 from symhmm.errors import FitError
-from symhmm.infer.bound import evaluate_bound
+from symhmm.infer.arrows import can_follow, spreads
+from symhmm.infer.bound import corrected, evaluate_bound
 from symhmm.infer.checkpoint import Checkpoint, fingerprint
 from symhmm.infer.guide import blocks_by_role
 from symhmm.infer.minibatch import minibatches
+from symhmm.infer.modes import settled
 from symhmm.infer.objective import Gradient
 from symhmm.infer.objective import objective as captured_objective
 from symhmm.infer.progress import Listener, Reporter
@@ -122,6 +124,9 @@ def init(goal: Target, options: Options) -> State:
     optima = Optima(tuple(a.value for a in ascents), tuple(a.converged for a in ascents), of=WARM)
     blocks = blocks_by_role(goal.entries, goal.density.graph)
     if np.isfinite(max(optima.objectives)):
+        if not callable(options.guide) and can_follow(blocks) and minibatches(goal.density) is None:
+            goal, more = settled(goal, spreads(goal, blocks))
+            evaluations += more
         unit, more = curvature_units(goal, parameters(goal), blocks)
     else:
         unit, more = torch.ones_like(goal.start), 0
@@ -253,8 +258,9 @@ def _check(goal: Target, options: Options) -> None:
 def _estimate(state: State, options: Options, stopped: bool, seconds: float) -> Estimate:
     began = time.perf_counter()
     goal, phi = state.goal, state.result
-    posterior = state.guide.posterior(phi)
+    own = state.guide.posterior(phi)
     found = evaluate_bound(goal, state.guide, phi, options.evaluate, options.seed + 1, state.batches)
+    posterior = corrected(own, found)
     with torch.no_grad():
         values = {n: v.detach() for n, v in goal.values(posterior.vector).items()}
     prior = any(not e.is_param and not e.plates for e in goal.density.layout.entries)
@@ -270,9 +276,9 @@ def _estimate(state: State, options: Options, stopped: bool, seconds: float) -> 
         status=of_guide(
             goal,
             state.guide,
-            posterior,
+            own,
             trace,
-            bound=found.bound,
+            found=found,
             cooling=state.cooling,
             plateau=options.schedule != "plateau" or 0 <= state.cooling < options.steps - options.cooldown,
             stopped=stopped,

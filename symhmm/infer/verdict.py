@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from symhmm.infer.bound import Bound, corrected
 from symhmm.infer.information import at_edge, endless
 from symhmm.infer.lbfgs import Ascent
 from symhmm.infer.objective import AnyGuide
@@ -14,6 +15,7 @@ from symhmm.infer.target import Target
 from symhmm.tables.results import Drawable, Estimate, Optima, Status, label
 
 COLLAPSED = 1e-4  # standard deviation on the unconstrained scale
+NARROW = 0.9  # share of a standard deviation below which a guide is said to be too narrow
 NOTHING = 0.05  # share of an effect's variance between members below which its spread counts as near zero
 JOINT = "a joint mode with random effects: their spreads are biased towards zero, method='svi' integrates them"
 CONTINUE = "the same call with the same checkpoint= continues"
@@ -62,7 +64,7 @@ def of_guide(
     posterior: Drawable,
     trace: Tensor,
     *,
-    bound: float,
+    found: Bound,
     cooling: int,
     plateau: bool,
     stopped: bool,
@@ -72,14 +74,37 @@ def of_guide(
         return Status(False, "stopped by Ctrl-C", (f"after {len(trace)} steps",), CONTINUE)
     bad = int((~trace.isfinite()).sum())
     lost = (f"{bad} of {len(trace)} draws had a density that is not finite",) if bad else ()
-    if not np.isfinite(bound) or bad > 0.1 * len(trace):
+    if not np.isfinite(found.bound) or bad > 0.1 * len(trace):
         sites = goal.density.nonfinite_sites(goal.values(posterior.vector))
         causes = (*lost, *(f"site {s!r}" for s in sites))
         return Status(False, "the bound is not finite", causes, "lr=0.01, or a parameterisation without edges")
-    remarks = (*lost, *_collapsed(goal, guide, posterior), *at_edge(goal, posterior.vector))
+    remarks = (
+        *lost,
+        *_collapsed(goal, guide, posterior),
+        *at_edge(goal, posterior.vector),
+        *_narrow(goal, posterior, found),
+    )
     if not plateau:
         return Status(False, "not converged: the bound still rose when the rate began to fall", remarks, "steps=")
     return Status(True, f"converged: no rise beyond noise after {cooling} steps", remarks)
+
+
+def _narrow(goal: Target, posterior: Drawable, found: Bound) -> list[str]:
+    """How far the guide is from the posterior, by the weights that correct its draws."""
+    if found.importance is None:
+        return []
+    weighted, shape = corrected(posterior, found), f"k-hat {found.importance.k:.2f}"
+    if weighted is posterior:
+        if found.importance.reliable:
+            return []
+        return [f"the guide is too narrow in places, and its draws cannot be corrected ({shape}): method='nuts'"]
+    out = [f"draws of the guide weighted by the posterior: worth {found.importance.effective:.0f} draws, {shape}"]
+    sd, wide = posterior.sd, weighted.sd
+    for e in (e for e in goal.entries if not e.plates and not e.is_param):
+        for i, which in enumerate(label(e.name, e.free_shape), e.start):
+            if sd[i] < NARROW * wide[i]:
+                out.append(f"of {which} the guide alone had {float(sd[i] / wide[i]):.0%} of the standard deviation")
+    return out
 
 
 def not_finite(goal: Target, values: Mapping[str, Tensor]) -> Status:

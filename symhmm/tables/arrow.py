@@ -6,6 +6,7 @@ from math import log, pi
 import torch
 from torch import Tensor
 
+from symhmm.tables.bent import Bends
 from symhmm.tables.results import Normal
 
 
@@ -16,21 +17,36 @@ class Given:
     Args:
         loc: shape (M, D).
         root: shape (M, D, D), lower triangular; its square is the precision.
+        bends: of shape (M, D), in units of the diagonal of the root.
     """
 
     loc: Tensor
     root: Tensor
+    bends: Bends
 
     def draw(self, noise: Tensor) -> Tensor:
         """Effects from standard normal ``noise`` of M * D numbers, shape (M, D)."""
         e = noise.reshape(*self.loc.shape, 1)
-        return self.loc + torch.linalg.solve_triangular(self.root.mT, e, upper=True)[..., 0]
+        straight = torch.linalg.solve_triangular(self.root.mT, e, upper=True)[..., 0]
+        return self.loc + self.bends(straight * self.unit) / self.unit
 
     def log_density(self, u: Tensor) -> Tensor:
         """Of each member at effects ``u`` of shape (M, D), shape (M,), nats."""
-        away = (self.root.mT @ (u - self.loc)[..., None])[..., 0]
-        size = torch.diagonal(self.root, dim1=-2, dim2=-1).log().sum(-1)
-        return size - 0.5 * away.square().sum(-1) - 0.5 * u.shape[1] * log(2 * pi)
+        straight, change = self.bends.inverse((u - self.loc) * self.unit)
+        away = (self.root.mT @ (straight / self.unit)[..., None])[..., 0]
+        return (self.unit.log() + change - 0.5 * away.square()).sum(-1) - 0.5 * u.shape[1] * log(2 * pi)
+
+    @property
+    def unit(self) -> Tensor:
+        """Diagonal of the root, shape (M, D)."""
+        return torch.diagonal(self.root, dim1=-2, dim2=-1)
+
+    @property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each effect, shape (M, D)."""
+        sd = torch.cholesky_inverse(self.root).diagonal(dim1=-2, dim2=-1).sqrt()
+        mean, variance = self.bends.moments(sd * self.unit)
+        return self.loc + mean / self.unit, variance / self.unit.square()
 
 
 @dataclass(frozen=True)
@@ -50,6 +66,7 @@ class Law:
         correlation: R, shape (M, D, D), zero where there is no normal prior.
         own: shape (M, D), with ``own_slope``.
         likelihood: T, shape (M, D, D), lower triangular.
+        bends: skew and tails of what results, of shape (M, D), since a likelihood is not quite normal.
     """
 
     parents: Tensor
@@ -62,6 +79,7 @@ class Law:
     own: Tensor
     own_slope: Tensor
     likelihood: Tensor
+    bends: Bends
 
     def given(self, t: Tensor) -> Given:
         """The members at population values ``t`` of shape (K,)."""
@@ -72,12 +90,12 @@ class Law:
         prior, own = self.prior + self.prior_slope @ away, self.own + self.own_slope @ away
         root = torch.linalg.cholesky(precision + data)
         pull = torch.linalg.solve_triangular(root, precision @ prior[..., None] + data @ own[..., None], upper=False)
-        return Given(torch.linalg.solve_triangular(root.mT, pull, upper=True)[..., 0], root)
+        return Given(torch.linalg.solve_triangular(root.mT, pull, upper=True)[..., 0], root, self.bends)
 
 
 @dataclass(frozen=True)
 class Arrow(Normal):
-    """Normal effects that follow the population's values; ``loc`` and ``scale_tril`` are those at their centre.
+    """Normal effects that follow the population's values; ``loc`` and ``scale_tril`` are those at their centre, unbent.
 
     Args:
         law: how they do.
@@ -92,8 +110,8 @@ class Arrow(Normal):
     def variance(self, vectors: Tensor) -> Tensor:
         """Of each effect over the population's values in ``vectors``, shape (members, D): within them and between them."""
         given = [self.law.given(v[self.law.parents]) for v in vectors]
-        within = torch.stack([torch.cholesky_inverse(g.root).diagonal(dim1=-2, dim2=-1) for g in given]).mean(0)
-        return within + torch.stack([g.loc for g in given]).var(0)
+        means, variances = zip(*(g.moments for g in given), strict=True)
+        return torch.stack(variances).mean(0) + torch.stack(means).var(0)
 
     def moved(self, target: Tensor) -> "Arrow":
         """The same at other positions: what was at i is at ``target[i]``."""
