@@ -79,3 +79,26 @@ def test_logarithms_of_data_are_taken_once():
     for x in (torch.tensor([1.0, 1.5, 2.5, 1.0]), torch.tensor([1.0, 1.0, 1.0, 3.0])):
         for seen, wanted in zip(replay(step, [x], [y]), f(x, y), strict=True):
             torch.testing.assert_close(seen, wanted)
+
+
+def test_numbers_may_take_part_in_derivatives_again():
+    step = trace(lambda x, y: (x * y, x), [torch.ones(3)], [torch.ones(3)])
+    x = torch.ones(3, requires_grad=True)
+    product, same = step.numbers([x.detach()], step.constants([torch.full((3,), 2.0)]))
+    assert not product.is_inference() and not same.is_inference()
+    (product * x).sum().backward()
+    torch.testing.assert_close(x.grad, torch.full((3,), 2.0))
+
+
+def test_torch_functions_take_the_place_of_their_operators():
+    def f(x, y):
+        parts = torch.stack([x.clamp(-1, 1), x.flip(0), torch.where(y > 0, x, -x), x.cumsum(0), x**2 - 3])
+        a = torch.cat([parts.logsumexp(1, keepdim=True), parts.amax(1, keepdim=True)], 1)
+        b = (1 - parts.masked_fill(y < 0, 0.5)).sum(0, keepdim=True).mT.reshape(-1)
+        return a.select(0, 1), torch.addcmul(b, x, y) / 2 + torch.xlogy(y.abs(), x.abs()), (x > y) & ~(x < 0)
+
+    x, y = torch.randn(4, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+    step = trace(f, [x], [y])
+    assert sum("aten" in str(n.target) for n in step.body.graph.nodes) == 0, step.body.graph
+    for seen, wanted in zip(step.numbers([x], step.constants([y])), f(x, y), strict=True):
+        torch.testing.assert_close(seen, wanted)

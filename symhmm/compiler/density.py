@@ -118,8 +118,8 @@ class Density(FreeValues):
         if self.compiled.mode == "eager":
             return _value_and_grad(lambda *v: self._eager(("total",), v), self.layout, vector)
         step, constants = self._captured(("gradient",))
-        with torch.no_grad():
-            return step.body(vector, *constants)
+        value, gradient = step.numbers((vector,), constants)
+        return value, gradient
 
     def graph_at(self, values: Values) -> FactorGraph:
         """The factor graph with its terms evaluated at constrained ``values`` (runs the program)."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -13,6 +14,16 @@ from symhmm.errors import ProgramError
 from symhmm.recorder import record
 
 Constants = tuple[Tensor, ...]
+
+# Functions of torch that take the arguments of the operator of the same name, in half the time.
+_DIRECT = {
+    "abs", "add", "addcmul", "amax", "bitwise_and", "bitwise_not", "cat", "clamp", "constant_pad_nd", "cos", "cumprod",
+    "cumsum", "digamma", "div", "eq", "erf", "exp", "expm1", "flip", "gather", "ge", "gt", "le", "lgamma", "log", "log1p",
+    "logical_and", "logical_not", "logical_or", "logsumexp", "lt", "masked_fill", "mul", "ne", "neg", "ones_like", "permute",
+    "pow", "reciprocal", "relu", "reshape", "rsub", "select", "sigmoid", "sin", "sqrt", "square", "stack", "sub", "sum",
+    "tanh", "where", "xlogy", "zeros_like",
+}  # fmt: skip
+_PLAIN = {"default", "Tensor", "Scalar", "Tensor_Scalar", "Tensor_Tensor", "self", "int", "dim_IntList"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,13 @@ class Step:
         """What the body needs of the data."""
         with torch.no_grad():
             return tuple(self.prologue(*data))
+
+    def numbers(self, values: Sequence[Tensor], constants: Constants) -> Any:
+        """What the body makes, cut off from derivatives."""
+        with torch.inference_mode():
+            out = self.body.forward(*values, *constants)
+        # Only as copies may they take part in derivatives again.
+        return out.clone() if isinstance(out, Tensor) else tuple(x.clone() for x in out)
 
     @property
     def nodes(self) -> int:
@@ -108,7 +126,16 @@ def _split(module: fx.GraphModule, n_values: int, single: bool) -> Step:
             body.output(results[0] if single else tuple(results))
         elif n in varying and n.op != "placeholder":
             env[n] = body.node_copy(n, env.__getitem__)
+    for n in body.nodes:
+        n.target = _direct(n.target)
     return Step(_module(module, prologue), _module(module, body))
+
+
+def _direct(target: Any) -> Any:
+    if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
+        name = target.overloadpacket.__name__
+        return getattr(torch, name) if name in _DIRECT and target._overloadname in _PLAIN else target
+    return target
 
 
 def _module(root: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
