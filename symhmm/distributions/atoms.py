@@ -66,7 +66,24 @@ class _Atoms(TorchDistribution):
         return 0.5 if self._proportion else 1.0
 
 
-class ZeroInflated(_Atoms):
+class _Zeros(_Atoms):
+    """A base family with zeros of probability ``zero`` beside it."""
+
+    arg_constraints = {"zero": constraints.unit_interval}
+    _probabilities = ("zero",)
+    zero: Tensor
+
+    def __init__(self, base: Any, zero: Tensor | float, validate_args: bool | None = None) -> None:
+        super().__init__(base, (zero,), validate_args)
+
+    def cdf_below(self, value: Tensor) -> Tensor:
+        """Probability of less than ``value``: smaller than `cdf` where a single value has a probability of its own."""
+        if self.discrete:
+            return self.cdf(value - 1)
+        return torch.where(value <= 0, 0.0, self.cdf(value))
+
+
+class ZeroInflated(_Zeros):
     """Zeros beside a family: a value is 0 with probability ``zero``, and else drawn from the base.
 
     A base of counts has zeros of its own, which are added (Lambert 1992); a continuous base has none, so that `Hurdle` is
@@ -87,13 +104,6 @@ class ZeroInflated(_Atoms):
     tensor(0.5259)
     """
 
-    arg_constraints = {"zero": constraints.unit_interval}
-    _probabilities = ("zero",)
-    zero: Tensor
-
-    def __init__(self, base: Any, zero: Tensor | float, validate_args: bool | None = None) -> None:
-        super().__init__(base, (zero,), validate_args)
-
     def log_prob(self, value: Tensor) -> Tensor:
         """Logarithm of the probability of 0, and elsewhere of the density (probability, for counts), nats."""
         if self._validate_args:
@@ -111,12 +121,6 @@ class ZeroInflated(_Atoms):
         """Probability of at most ``value``, where the base has a distribution function."""
         below = (1 - self.zero) * _base_cdf(self.base_dist, value)
         return torch.where(value < 0, 0.0, self.zero + below)
-
-    def cdf_below(self, value: Tensor) -> Tensor:
-        """Probability of less than ``value``: smaller than `cdf` where a single value has a probability of its own."""
-        if self.discrete:
-            return self.cdf(value - 1)
-        return torch.where(value <= 0, 0.0, self.cdf(value))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws, without gradient."""
@@ -136,7 +140,7 @@ class ZeroInflated(_Atoms):
         return (1 - self.zero) * (self.base_dist.variance + self.zero * m * m)
 
 
-class Hurdle(_Atoms):
+class Hurdle(_Zeros):
     """All zeros by themselves: a value is 0 with probability ``zero``, and else drawn from the base given that it is not 0.
 
     For counts the base is cut at zero (Mullahy 1986); for a continuous base there is nothing to cut.
@@ -153,13 +157,6 @@ class Hurdle(_Atoms):
     tensor([0.2500, 0.4365])
     """
 
-    arg_constraints = {"zero": constraints.unit_interval}
-    _probabilities = ("zero",)
-    zero: Tensor
-
-    def __init__(self, base: Any, zero: Tensor | float, validate_args: bool | None = None) -> None:
-        super().__init__(base, (zero,), validate_args)
-
     def log_prob(self, value: Tensor) -> Tensor:
         """Logarithm of the probability of 0, and elsewhere of the density (probability, for counts), nats."""
         if self._validate_args:
@@ -173,12 +170,6 @@ class Hurdle(_Atoms):
         """Probability of at most ``value``, where the base has a distribution function."""
         p, positive = _base_cdf(self.base_dist, value), self._log_positive(value).exp()
         return torch.where(value < 0, 0.0, self.zero + (1 - self.zero) * (p - (1 - positive)) / positive)
-
-    def cdf_below(self, value: Tensor) -> Tensor:
-        """Probability of less than ``value``: smaller than `cdf` where a single value has a probability of its own."""
-        if self.discrete:
-            return self.cdf(value - 1)
-        return torch.where(value <= 0, 0.0, self.cdf(value))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws, without gradient."""
