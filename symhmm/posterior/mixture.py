@@ -88,12 +88,7 @@ def _quantiles(weights: Tensor, fn: Any, place: int, probabilities: Sequence[flo
         return []
     lower, upper = (getattr(fn.support, f"{side}_bound", None) for side in ("lower", "upper"))
     known = not fn.event_shape and not any(isinstance(x, Tensor) and x.dim() for x in (lower, upper))
-    try:
-        if known:
-            _ = fn.cdf(fn.sample())
-    except NotImplementedError:
-        known = False
-    if not known:
+    if not known or not _has_cdf(fn):
         x = _draws(weights, fn, place, DRAWS, seed)
         return [x.quantile(p, 0) for p in probabilities]
     least = -math.inf if lower is None else float(lower)
@@ -116,6 +111,16 @@ def _quantiles(weights: Tensor, fn: Any, place: int, probabilities: Sequence[flo
             low, high = torch.where(right, middle, low), torch.where(right, high, middle)
         out.append(high)
     return out
+
+
+def _has_cdf(fn: Any) -> bool:
+    """Whether a distribution has a distribution function: wrappers have the method whatever is inside them."""
+    x = fn.sample()
+    try:
+        fn.cdf(x)
+    except NotImplementedError:  # how torch's distributions say that they have none
+        return False
+    return True
 
 
 def _counted(weights: Tensor, fn: Any, place: int, probabilities: Sequence[float], seed: int) -> list[Tensor]:

@@ -228,11 +228,11 @@ class _LogDistribution(TorchDistribution):
         else:
             try:
                 p = self.base.cdf(value)
-            except NotImplementedError:
+            except NotImplementedError as error:  # how torch's distributions say that they have none
                 raise _NoFunction(
                     f"{type(self.base).__name__} has no distribution function (cdf), which residuals need.",
                     suggestion="residuals of another stream, or give the distribution a cdf method",
-                ) from None
+                ) from error
         return p.clamp(0.0, 1.0).log()
 
 
