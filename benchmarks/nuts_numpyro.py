@@ -44,8 +44,13 @@ def model(y):
 def main(data: str, out: str, chains: int, tune: int, draws: int, seed: int) -> None:
     """Run the chains one after the other on one core."""
     y = jnp.asarray(np.load(data))
-    # Started where the states are told apart; from its own starts some chains stay in a permutation of the states.
-    kernel = NUTS(model, init_strategy=init_to_value(values={"loc": jnp.array([-2.0, 0.0, 2.0])}))
+    # Started in the middle of its priors, with the states apart, which is where symhmm's program starts too. From starts of
+    # its own, some chains stay in a permutation of the states and no two can be compared.
+    middle = {
+        "loc": jnp.array([-2.0, 0.0, 2.0]), "scale": jnp.ones(3), "beta": -2 * jnp.ones(6), "sd": jnp.ones(6),
+        "eps": jnp.zeros((len(y), 6)),
+    }  # fmt: skip
+    kernel = NUTS(model, init_strategy=init_to_value(values=middle))
     mcmc = MCMC(
         kernel, num_warmup=tune, num_samples=draws, num_chains=chains, chain_method="sequential", progress_bar=False
     )

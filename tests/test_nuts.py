@@ -15,6 +15,7 @@ import symhmm
 from symhmm.errors import FitError
 from symhmm.infer import nuts
 from symhmm.infer.nuts import run
+from symhmm.infer.target import Target
 
 pytest.importorskip("nutpie")
 Y = torch.tensor([[1.0, 1.4, 0.8], [-0.3, 0.1, 0.4], [2.0, 2.2, 2.9], [0.5, 0.7, -0.2]], dtype=torch.float64)
@@ -28,6 +29,17 @@ def one_way(y):
         d = pyro.sample("d", dist.Normal(mu, 0.7 * one))
         with pyro.plate("unit", 3, dim=-1):
             pyro.sample("y", dist.Normal(d, 0.5 * one), obs=y)
+
+
+PAIR = torch.tensor([[0.9, 0.2, 0.6, 0.7], [0.4, -0.3, 0.1, 0.6]], dtype=torch.float64)
+
+
+def pair(y):
+    """Two unknown means, each of four numbers."""
+    one = torch.ones((), dtype=y.dtype)
+    m = pyro.sample("m", dist.Normal(0 * one, one).expand([2]).to_event(1))
+    with pyro.plate("n", 4):
+        pyro.sample("y", dist.Normal(m, one).to_event(1), obs=y.T)
 
 
 def exact():
@@ -115,7 +127,7 @@ def test_same_seed_same_numbers_and_checkpoint(density, tmp_path, monkeypatch):
 
 def test_ctrl_c_returns_the_draws_so_far(density):
     def listen(progress):
-        if progress.done == 200 + 220 + 150:
+        if progress.done == nuts.WARM_UP + nuts.DRAWS + 220 + 150:
             threading.Timer(0.0, os.kill, (os.getpid(), signal.SIGINT)).start()
 
     found = run(density, chains=4, draws=200, tune=20, seed=1, progress=listen)
@@ -123,6 +135,67 @@ def test_ctrl_c_returns_the_draws_so_far(density):
     assert found.status.reason == "stopped by Ctrl-C"
     assert found.status.causes[0].endswith("of 4 chains, 200 draws each")
     assert found.posterior.chains.shape[0] < 4
+
+
+def interrupted(monkeypatch, density, when, what=KeyboardInterrupt):
+    """A run in which the density raises ``what`` at its evaluation number ``when``, and the number of evaluations."""
+    count, evaluate = 0, nuts.Moving.__call__
+
+    def counted(self, x):
+        nonlocal count
+        count += 1
+        if count == when:
+            raise what
+        return evaluate(self, x)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nuts.Moving, "__call__", counted)
+        found = run(density, chains=2, draws=40, tune=20, restarts=1, seed=1, max_depth=4)
+    return found, count
+
+
+def test_ctrl_c_anywhere_returns_the_draws_before_it(density, monkeypatch):
+    """In the climb, the pilot, the whitening, a warm-up or a chain, which all evaluate the density."""
+    whole, total = interrupted(monkeypatch, density, 0)
+    without = 0
+    for when in np.unique(np.geomspace(1, total, 16).astype(int)):
+        found, _ = interrupted(monkeypatch, density, when)
+        assert found.status.reason == "stopped by Ctrl-C"
+        assert all(bool(torch.isfinite(v).all()) for v in found.values.values())
+        if found.posterior is None:
+            without += 1
+            assert found.status.causes[0].startswith("before there were any draws: values are ")
+            continue
+        chains, kept = found.posterior.chains.shape[:2]
+        assert torch.equal(found.posterior.chains, whole.posterior.chains[:chains, :kept])
+        assert found.status.causes[0] == f"{chains} of 2 chains, {kept} draws each"
+    assert 0 < without < 16
+
+
+@pytest.mark.parametrize("when", [1, 8, 20])
+def test_ctrl_c_before_the_pilot(monkeypatch, when):
+    """Where starts are made and where they climb."""
+    count, evaluate = 0, Target.evaluate
+    density = symhmm.compile(pair, PAIR)
+
+    def counted(self, x):
+        nonlocal count
+        count += 1
+        if count == when:
+            raise KeyboardInterrupt
+        return evaluate(self, x)
+
+    monkeypatch.setattr(Target, "evaluate", counted)
+    found = run(density, chains=2, draws=40, tune=20, restarts=8)
+    assert found.status.causes == ("before there were any draws: values are those of the start",)
+    assert found.posterior is None
+    assert count == when
+    assert torch.equal(found.values["m"], density.initial()["m"])
+
+
+def test_what_a_program_raises_in_a_chain_is_raised(density, monkeypatch):
+    with pytest.raises(ZeroDivisionError):
+        interrupted(monkeypatch, density, 300, ZeroDivisionError)
 
 
 def test_parameters_without_a_prior_get_a_flat_one_on_their_natural_scale():
@@ -150,6 +223,65 @@ def test_fixed_values_stay(density):
     assert np.allclose([found.values["d"].reshape(-1).numpy()], mean, atol=0.35)
 
 
+def test_tied_parameters_are_one_with_one_flat_prior():
+    """As for one spread of all numbers: p(s) is s^-n exp(-S / 2 s^2), so that S / s^2 is chi-squared, n - 1."""
+    y = torch.tensor([[0.4, -1.0, 0.3, 2.0], [-0.7, 1.1, -0.2, 0.9]], dtype=torch.float64)
+
+    def model(y):
+        s = pyro.param("s", torch.ones(2, dtype=y.dtype), constraints.positive)
+        with pyro.plate("n", 4):
+            pyro.sample("y", dist.Normal(torch.zeros(2, dtype=y.dtype), s).to_event(1), obs=y.T)
+
+    fit = symhmm.fit(model, y, method="nuts", chains=2, draws=600, seed=2, tie=[("s[0]", "s[1]")])
+    s = torch.stack([fit.density.unpack(v)["s"] for v in fit.estimate.posterior.all])
+    assert torch.equal(s[:, 0], s[:, 1])
+    assert float((y.square().sum() / s[:, 0].square()).mean()) == pytest.approx(7.0, abs=0.8)
+    assert fit.estimate.counts == {"s": 1}
+    assert fit.estimate.tie == (("s[0]", "s[1]"),)
+    assert fit.fixed_effects()["estimate"][0] == fit.fixed_effects()["estimate"][1]
+
+
+def test_ordered_values_have_the_posterior_where_they_are_in_order():
+    """Two independent normal posteriors, the first one the higher; their difference is normal, cut off at zero."""
+    density, y = symhmm.compile(pair, PAIR), PAIR
+    fit = symhmm.fit(density, method="nuts", chains=2, draws=1000, seed=2, order="m")
+    m = fit.estimate.posterior.all
+    assert bool((m.diff() > 0).all())
+    shift, spread = float(y.sum(1).diff()) / 5, (2 / 5) ** 0.5
+    z = torch.tensor(shift / spread, dtype=torch.float64)
+    below = dist.Normal(torch.zeros_like(z), 1.0)
+    expected = shift + spread * float(below.log_prob(z).exp() / below.cdf(z))
+    # The mean of two normal variables is independent of their difference, and its middle that of the data.
+    assert float(m.diff().mean()) == pytest.approx(expected, abs=0.04)
+    assert float(m.mean()) == pytest.approx(float(y.sum() / 10), abs=0.05)
+    assert fit.estimate.order == (("m", -1),)
+    values = fit.values["m"]
+    assert float(fit.density.log_prob({"m": values})) == pytest.approx(float(density.log_prob({"m": values})))
+    assert values[0] < values[1]
+
+
+def test_the_order_of_states_keeps_chains_in_one_permutation():
+    """States that are alike but for their order, from starts of which some are the other way round."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.cat([torch.full((30,), c, dtype=torch.float64) for c in (-1.0, 1.0, -1.0)])
+    y += 0.5 * torch.randn(90, generator=generator, dtype=torch.float64)
+
+    def model(y):
+        one = torch.ones((), dtype=y.dtype)
+        loc = pyro.sample("loc", dist.Normal(torch.tensor([0.5, -0.5], dtype=y.dtype), 2 * one).to_event(1))
+        stay = torch.tensor([[0.9, 0.1], [0.1, 0.9]], dtype=y.dtype)
+        z = None
+        for t in pyro.markov(range(len(y))):
+            z = pyro.sample(f"z_{t}", dist.Categorical(stay[0] * 0 + 0.5 if z is None else stay[z]))
+            pyro.sample(f"y_{t}", dist.Normal(loc[z], 0.5 * one), obs=y[t])
+
+    fit = symhmm.fit(model, y, method="nuts", chains=2, draws=200, seed=0, order="loc")
+    loc = fit.estimate.posterior.chains
+    assert bool((loc[..., 0] < loc[..., 1]).all())
+    assert torch.allclose(loc.mean((0, 1)), torch.tensor([-1.0, 1.0], dtype=torch.float64), atol=0.25)
+    assert "the order of the others" not in repr(fit.status)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -157,6 +289,10 @@ def test_fixed_values_stay(density):
         ({"draws": 0}, "draws=0 must be at least 1"),
         ({"target_accept": 1.0}, "target_accept=1.0 must lie between 0 and 1"),
         ({"noncentred": "mu"}, "'mu' has no non-centred form"),
+        ({"tie": [("d[0, 0]", "d[1, 0]")]}, "tie= is for parameters, and 'd' is a latent"),
+        ({"order": {"d": 0}}, "order= is for values of the states, and 'd' is in the plate 'group'"),
+        ({"order": "sd"}, "order= names 'sd', which is not fitted"),
+        ({"order": "mu"}, "order= cannot order 'mu'"),
     ],
 )
 def test_wrong_options_are_named(density, options, words):

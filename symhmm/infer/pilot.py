@@ -57,6 +57,7 @@ def pilot(
     """
     # Step 1: near the mode, with what the effects' prior depends on held, since a joint mode has spreads of zero.
     goal, ascents, _ = warm_start(goal, seed=seed, restarts=restarts)
+    _pass_on(ascents[-1].interrupted)
     optima = Optima(tuple(a.value for a in ascents), tuple(a.converged for a in ascents), of=CLIMBS)
     if not np.isfinite(max(optima.objectives)):
         return None
@@ -81,8 +82,7 @@ def pilot(
         evaluate, where, [begin], [seed], tune=WARM_UP, draws=DRAWS, target_accept=target_accept, max_depth=max_depth,
         tick=tick,
     )  # fmt: skip
-    if interrupted:
-        raise KeyboardInterrupt
+    _pass_on(interrupted)
     # Step 3: what the data say of the effects, in the metric of the mean curvature.
     points = chains[0].points
     if by_data:
@@ -90,6 +90,12 @@ def pilot(
         evaluate.move(coordinates)
     where = _whiten(evaluate, points[_looks(points)], np.clip(points.std(0), 1e-3, 1.0), blocks)
     return Ground(coordinates, where, evaluate, optima)
+
+
+def _pass_on(interrupted: bool) -> None:
+    """Ctrl-C ended a part of the pilot, which is of no use without the rest."""
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 def starting_point(evaluate: Moving, where: Whitening, generator: np.random.Generator, spread: float) -> Array | None:
@@ -130,6 +136,7 @@ def _climb(evaluate: Moving, x: Array, moved: Index) -> Array:
         return value, gradient[moved]
 
     found = ascend(part, x[moved], tolerance=0.1, max_evaluations=CLIMB)
+    _pass_on(found.interrupted)
     out = x.copy()
     out[moved] = found.x
     return out
@@ -151,13 +158,13 @@ def _informed(coordinates: Coordinates, points: Array, unit: Array, blocks: list
     goal = coordinates.goal
     evaluate = Moving(goal, coordinates.plain(), native=False)
     with torch.no_grad():
-        vectors = torch.stack([coordinates.forward(goal.embed(x))[0] for x in torch.from_numpy(points)])
-        priors = [coordinates.priors(u) for u in vectors]
+        vectors = torch.func.vmap(lambda x: coordinates.forward(goal.embed(x))[0])(torch.from_numpy(points))
+        locations, spread = torch.func.vmap(coordinates.priors)(vectors)
         precision, pull = torch.zeros(2, goal.start.numel(), dtype=goal.start.dtype).unbind()
         looks = _looks(points)
         for k in looks:
             x = goal.coordinates(vectors[k]).numpy()
-            loc, own = priors[k]
+            loc, own = locations[k], spread[k]
             here = torch.zeros_like(own)
             here[goal.moved] = torch.from_numpy(_diagonal(evaluate, x, unit, blocks))
             here -= own
@@ -165,12 +172,12 @@ def _informed(coordinates: Coordinates, points: Array, unit: Array, blocks: list
             slope[goal.moved] = torch.from_numpy(evaluate(x)[1])
             precision += here / len(looks)
             pull += (here * vectors[k] + slope - own * (loc - vectors[k])) / len(looks)
-        spread = torch.stack([own for _, own in priors])
         precision = torch.where(precision > LEAST * (precision + spread.median(0).values), precision, 0.0)
         coordinates = coordinates.informed(precision, torch.where(precision > 0, pull / precision, 0.0))
         if len(points) > 1:
             coordinates = coordinates.with_signs(spread)
-        return coordinates, torch.stack([goal.coordinates(coordinates.back(u)) for u in vectors]).numpy()
+        moved = torch.func.vmap(coordinates.back)(vectors)
+        return coordinates, torch.stack([goal.coordinates(w) for w in moved]).numpy()
 
 
 def _looks(points: Array) -> Index:
