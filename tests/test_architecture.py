@@ -16,8 +16,9 @@ FLOORS: list[dict[str, str]] = [
     {"": "semiring graph recorder", "distributions": "special chain circular positive unit counts atoms vectors"},
     {
         "chains": "layout reference jit careful joins simd transpose lane_steps lanes_forward lanes_backward passes"
-        " best_lanes sizes threads places prepared cpu segments stages stage_steps staged best_path cpu_best cuda_steps cuda"
-        " registered operator path_steps paths ranked_steps ranked filter_steps filters"
+        " best_lanes sizes threads places prepared stages stage_tables stage_blocks stage_products stage_steps stage_careful"
+        " staged sparse cpu segments path_steps stage_paths staged_paths staged_best best_path cpu_best cuda_steps cuda"
+        " registered operator paths ranked_steps ranked filter_steps filters stage_filters staged_filters"
     },
     {
         "capture": "names marks time_index tracking inputs loops records stack verify observations enumeration giving"
@@ -76,6 +77,9 @@ LATE = {
     "symhmm.chains.ranked",
     "symhmm.chains.segments",
     "symhmm.chains.staged",
+    "symhmm.chains.staged_best",
+    "symhmm.chains.staged_filters",
+    "symhmm.chains.staged_paths",
     "triton",
     "xarray",
 }

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from symhmm.chains.operator import chain_message
-from symhmm.chains.stages import Stage, Stages, arranged, dense, tables
+from symhmm.chains.stages import Stages, arranged, dense
 
 # Sizes of the chains, and the variables of each transition factor: 0..M-1 before the step, M..2M-1 after it.
 CASES = {
@@ -81,10 +81,3 @@ def test_the_cheapest_order_costs_what_it_should():
     stages, _ = arranged((2, 3), CASES["the second looks at the first, now"][1])
     assert [s.out for s in stages.stages] == [3, 2]
     assert Stages.decoded(stages.encoded()) == stages
-
-
-def test_tables_point_at_every_product_once():
-    stages = Stages((2, 3), (Stage(2, (0, 2)), Stage(3, (1, 3))))
-    found = tables(stages)
-    assert found.shape.tolist() == [[6, 2, 0], [6, 3, 12]]
-    assert sorted(set(found.factor.tolist())) == list(range(4 + 9))

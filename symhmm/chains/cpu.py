@@ -11,6 +11,8 @@ from symhmm.chains.careful import careful_backward, careful_forward
 from symhmm.chains.passes import END, JOIN, RECURSION, UNITS
 from symhmm.chains.places import LIKE, memory
 from symhmm.chains.prepared import Prepared, prepared
+from symhmm.chains.sparse import listed
+from symhmm.chains.staged import run_backward, run_forward
 from symhmm.chains.threads import part_count, run
 
 
@@ -23,6 +25,9 @@ def forward(
     """
     call = _prepared((transition, emission, terminal), length)
     layout = call.layout
+    few = listed(transition, emission, terminal, layout)
+    if few:
+        return *run_forward(few, transition, emission, terminal, dtype), layout.links(transition)
     saved = layout.messages(transition), layout.scales(transition), layout.links(transition)
     message = transition.new_empty(call.message_size, dtype=dtype)
     if layout.chains == 0:
@@ -68,6 +73,9 @@ def backward(
     layout = call.layout
     if layout.chains == 0:
         return transition.new_zeros(transition.shape), torch.zeros_like(emission), torch.zeros_like(terminal)
+    few = listed(transition, emission, terminal, layout)
+    if few:
+        return run_backward(few, weight, transition, emission, terminal, messages, scales)
     if not layout.fits(messages, scales):
         messages, scales = layout.messages(transition).copy_(messages), layout.scales(transition).copy_(scales)
     if weight.shape != call.message_size or not weight.is_contiguous():

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from symhmm.chains import reference
 from symhmm.chains.layout import common_batch
-from symhmm.chains.registered import best, chain, chain_in_segments, chain_in_stages
-from symhmm.chains.stages import Stages, dense
+from symhmm.chains.registered import best, best_in_stages, chain, chain_in_segments, chain_in_stages
+from symhmm.chains.stages import Stages, dense, joined
 from symhmm.errors import ShapeError, SymhmmError
 from symhmm.semiring import LOG, MAX, Semiring
 
@@ -85,7 +85,9 @@ def chain_message(
     return contract(transition, emission, terminal, length, history, semiring)
 
 
-def staged_message(factors: Sequence[Tensor], emission: Tensor | None, length: int, stages: Stages) -> Tensor:
+def staged_message(
+    factors: Sequence[Tensor], emission: Tensor | None, length: int, stages: Stages, semiring: Semiring = LOG
+) -> Tensor:
     """The message of several chains whose transitions are factors of their own, over their joint state before the first step.
 
     Args:
@@ -93,6 +95,7 @@ def staged_message(factors: Sequence[Tensor], emission: Tensor | None, length: i
         emission: shape (*batch, n or 1, S), nats, on the joint state after a step.
         length: n.
         stages: in which order they are multiplied and summed out.
+        semiring: `LOG` sums over the paths, `MAX` takes the best one.
 
     Returns:
         shape (*batch, S), nats.
@@ -102,15 +105,16 @@ def staged_message(factors: Sequence[Tensor], emission: Tensor | None, length: i
     >>> staged_message([torch.zeros(1, 4), torch.zeros(1, 4)], None, 3, some).exp()     # (2 x 2)**3 paths
     tensor([64., 64., 64., 64.])
     """
-    lead = np.broadcast_shapes(*(x.shape[:-1] for x in factors))
-    transition = torch.cat([x.expand(*lead, x.shape[-1]) for x in factors], -1)
+    transition = joined(factors)
+    lead = [1] * (transition.dim() - 2)
     if emission is None:
-        emission = transition.new_zeros(*(1 for _ in lead), stages.states)
-    terminal = transition.new_zeros(*(1 for _ in lead[:-1]), stages.states)
-    if transition.device.type == "cpu" and transition.dtype in (torch.float32, torch.float64):
-        message: Tensor = chain_in_stages(transition, emission, terminal, length, stages.encoded())[0]
+        emission = transition.new_zeros(*lead, 1, stages.states)
+    terminal = transition.new_zeros(*lead, stages.states)
+    operator = {LOG: chain_in_stages, MAX: best_in_stages}.get(semiring)
+    if operator and transition.device.type == "cpu" and transition.dtype in (torch.float32, torch.float64):
+        message: Tensor = operator(transition, emission, terminal, length, stages.encoded())[0]
         return message
-    return chain_message(dense(transition, stages), emission, terminal, length=length)
+    return chain_message(dense(transition, stages), emission, terminal, length=length, semiring=semiring)
 
 
 def _kernel(transition: Tensor, history: int, semiring: Semiring) -> Callable[..., tuple[Tensor, ...]] | None:

@@ -9,7 +9,7 @@ from symhmm.chains.jit import inner, kernel
 
 
 @inner
-def _uniform(key, t):
+def uniform(key, t):
     """Number t of the stream ``key``, in [0, 1): splitmix64 (Steele, Lea and Flood 2014)."""
     x = key + np.uint64(t + 1) * np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -110,7 +110,7 @@ def draw(
                             row, s, (s % rest) * size, size, ready, moves, arrival, logs,
                             transition, f, t_from, t_to, emission, e, e_to, messages, m, lanes,
                         )  # fmt: skip
-                        u, j = _uniform(keys[p], t), 0
+                        u, j = uniform(keys[p], t), 0
                         while u >= row[j]:
                             j += 1
                         paths[p, t] = j
@@ -127,7 +127,7 @@ def draw(
                 p = order[i]
                 s, key = state[p], keys[p]
                 for t in range(begin, end):
-                    u = _uniform(key, t)
+                    u = uniform(key, t)
                     j = 0
                     if size <= 8:  # without a branch that cannot be foreseen
                         for k in range(size - 1):

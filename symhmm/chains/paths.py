@@ -13,6 +13,8 @@ from symhmm.chains import best_lanes, cpu, path_steps
 from symhmm.chains.layout import Layout, common_batch, layout_of
 from symhmm.chains.places import LIKE, memory, places, terms
 from symhmm.chains.sizes import lane_kernel
+from symhmm.chains.sparse import listed
+from symhmm.chains.staged_paths import StagedChoices, run_choices, staged_follow
 from symhmm.chains.threads import cut, run, thread_count
 
 BLOCK = 256  # steps whose tables of choices are held at once
@@ -90,7 +92,9 @@ def messages(transition: Tensor, emission: Tensor | None, length: int) -> Messag
     return Messages(message, transition, emission, layout, stored, careful.reshape(-1).contiguous())
 
 
-def choices(transition: Tensor, emission: Tensor | None, length: int, stops: Tensor | None = None) -> Choices:
+def choices(
+    transition: Tensor, emission: Tensor | None, length: int, stops: Tensor | None = None
+) -> Choices | StagedChoices:
     """The max-plus recursion of a batch of chains, keeping the best next state of every step and state.
 
     Cost T S K per chain, memory T S bytes. Of equally good states the first is taken.
@@ -109,6 +113,10 @@ def choices(transition: Tensor, emission: Tensor | None, length: int, stops: Ten
     if stops is not None:
         batch = tuple(torch.broadcast_shapes(batch, stops.shape))
     layout = layout_of(batch, length, states, transition.dtype, blocks=1)
+    end = transition.new_zeros([*(1 for _ in batch), states])
+    few = listed(transition, emission, end.expand(*batch, -1), layout) if length else None
+    if few:
+        return run_choices(few, transition, emission, end.expand(*batch, -1), stops)
     lanes = layout.padded
     last = torch.full((lanes,), length) if stops is None else _filled(stops.expand(batch).reshape(-1), lanes)
     made = torch.empty(length, states, layout.chains, dtype=_smallest(size))
@@ -166,8 +174,10 @@ def draw(found: Messages, rows: Tensor, start: Tensor, generator: torch.Generato
     return paths
 
 
-def follow(found: Choices, rows: Tensor, start: Tensor) -> Tensor:
+def follow(found: Choices | StagedChoices, rows: Tensor, start: Tensor) -> Tensor:
     """The best path of each chain in ``rows`` from its initial state; arguments and result as in `draw`, 0 after the stop."""
+    if isinstance(found, StagedChoices):
+        return staged_follow(found, rows, start)
     layout, length = found.layout, found.layout.length
     paths = torch.empty(rows.numel(), length, dtype=found.choices.dtype)
     state, chains = _states(start), rows.numpy()

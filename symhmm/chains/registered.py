@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from symhmm.chains.layout import common_batch, device_sizes, layout_of
+from symhmm.chains.stages import Stages
 from symhmm.errors import SymhmmError
 
 # numba takes a second to import and is of no use before the first chain: the kernels are imported when they are called.
@@ -102,6 +103,32 @@ def chain_in_stages_backward(
 
 
 @_operator
+def best_in_stages(
+    transition: Tensor, emission: Tensor, terminal: Tensor, length: int, stages: list[int]
+) -> tuple[Tensor, Tensor]:
+    """The message of chains that move one at a time in the max semiring, and the best term of every sum of all stages."""
+    from symhmm.chains import staged_best
+
+    return staged_best.forward(transition, emission, terminal, length, stages)
+
+
+@_operator
+def best_in_stages_backward(
+    weight: Tensor,
+    transition: Tensor,
+    emission: Tensor,
+    terminal: Tensor,
+    choices: Tensor,
+    length: int,
+    stages: list[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of ``(weight * message).sum()``: the weights along the best paths, in the shapes of the inputs."""
+    from symhmm.chains import staged_best
+
+    return staged_best.backward(weight, transition, emission, terminal, choices, length, stages)
+
+
+@_operator
 def best(transition: Tensor, emission: Tensor, terminal: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """The message in the max semiring, and the best next state (*batch, n, S) at every step, -1 where there is none."""
     from symhmm.chains import cpu_best
@@ -158,6 +185,13 @@ def _(transition: Tensor, emission: Tensor, terminal: Tensor, length: int, stage
     layout = layout_of(batch, length, emission.shape[-1], transition.dtype, blocks=1)
     message = transition.new_empty([*batch, layout.states])
     return message, layout.messages(transition), layout.scales(transition)
+
+
+@best_in_stages.register_fake
+def _(transition: Tensor, emission: Tensor, terminal: Tensor, length: int, stages: list[int]) -> tuple[Tensor, ...]:
+    batch = common_batch(transition.shape[:-2], emission.shape[:-2], terminal.shape[:-1])
+    sums, states = Stages.decoded(stages).sums, emission.shape[-1]
+    return transition.new_empty([*batch, states]), transition.new_empty([*batch, length, sum(sums)], dtype=torch.int16)
 
 
 @best.register_fake
@@ -228,4 +262,5 @@ def _register(forward: Any, backward: Any, outputs: int, fake: Any = _fake_gradi
 _register(chain, chain_backward, outputs=4, fake=_fake_chain_gradients)
 _register(chain_in_segments, chain_in_segments_backward, outputs=2, fake=_fake_chain_gradients)
 _register(chain_in_stages, chain_in_stages_backward, outputs=3)
+_register(best_in_stages, best_in_stages_backward, outputs=2)
 _register(best, best_backward, outputs=2)

@@ -7,11 +7,10 @@ factor of its own, a step sums the chains out one after the other, at a cost of 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from torch import Tensor
 
 
@@ -69,6 +68,11 @@ class Stages:
             names = (names | set(s.factor)) - {s.out}
             found.append(tuple(sorted(names)))
         return [*found[:-1], tuple(range(count))]
+
+    @property
+    def sums(self) -> tuple[int, ...]:
+        """Entries of the result of each stage."""
+        return tuple(prod(map(self.size, names)) for names in self.left())
 
     def encoded(self) -> list[int]:
         """The same as integers, which an operator can be given."""
@@ -130,6 +134,12 @@ def arranged(sizes: Sequence[int], factors: Sequence[Sequence[int]]) -> tuple[St
     return Stages(tuple(sizes), tuple(stages)), tuple(groups)
 
 
+def joined(factors: Sequence[Tensor]) -> Tensor:
+    """The entries of the factors of all stages side by side: (*batch, n or 1, F)."""
+    lead = np.broadcast_shapes(*(x.shape[:-1] for x in factors))
+    return torch.cat([x.expand(*lead, x.shape[-1]) for x in factors], -1)
+
+
 def dense(transition: Tensor, stages: Stages) -> Tensor:
     """All factors as one matrix of the joint states (*batch, n or 1, S, S)."""
     lead, count = transition.shape[:-1], len(stages.sizes)
@@ -138,44 +148,3 @@ def dense(transition: Tensor, stages: Stages) -> Tensor:
         sizes = [stages.size(v) if v in stage.factor else 1 for v in range(2 * count)]
         total = total + part.reshape(*lead, *sizes)
     return total.reshape(*lead, stages.states, stages.states)
-
-
-@dataclass(frozen=True, eq=False)
-class Tables:
-    """Where each stage reads: entry r of sum o of a stage is ``read[start + o * count + r]`` times ``factor[..]``.
-
-    Args:
-        shape: for each stage its sums, entries of each sum, and where its part of the tables starts.
-        read: place in the result of the stage before, or of the joint states after the step.
-        factor: place among the entries of all factors.
-        largest: results of the largest stage.
-    """
-
-    shape: NDArray[np.int64]
-    read: NDArray[np.int64]
-    factor: NDArray[np.int64]
-    largest: int
-
-
-@lru_cache(maxsize=64)
-def tables(stages: Stages) -> Tables:
-    """Index tables of all stages."""
-    count = len(stages.sizes)
-    names: tuple[int, ...] = tuple(range(count, 2 * count))
-    offset, rows = 0, []
-    read: list[NDArray[np.int64]] = []
-    factor: list[NDArray[np.int64]] = []
-    for stage, left, entries in zip(stages.stages, stages.left(), stages.entries, strict=True):
-        every = [*left, stage.out]
-        sizes = [stages.size(v) for v in every]
-        place = dict(zip(every, np.indices(sizes).reshape(len(every), -1), strict=True))
-
-        def index(wanted: tuple[int, ...], place: dict[int, NDArray[np.int64]] = place) -> NDArray[np.int64]:
-            return np.ravel_multi_index([place[v] for v in wanted], [stages.size(v) for v in wanted])
-
-        rows.append([prod(sizes[:-1]), sizes[-1], sum(x.size for x in read)])
-        read.append(index(names))
-        factor.append(index(stage.factor) + offset)
-        offset, names = offset + entries, left
-    shape = np.array(rows)
-    return Tables(shape, np.concatenate(read), np.concatenate(factor), max(int(shape[:, 0].max()), stages.states))

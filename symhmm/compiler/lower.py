@@ -1,6 +1,6 @@
 """Lower: run a plan over a semiring, from named funsor terms to one tensor."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from funsor.tensor import Tensor as Term
@@ -122,27 +122,43 @@ def _chain(parts: dict[int, Named], step: ChainContract, semiring: Semiring) -> 
         leading = list(data.shape[: len(frame)])
         return data.expand([*leading, *sizes]).reshape([*leading, *last])
 
-    emission = flat(step.emission, list(step.current), states, [one_step]) if step.emission else None
-    if step.stages and semiring == LOG:
-        names = [*before, *step.current]
-        factors = []
-        for stage, group in zip(step.stages.stages, step.groups, strict=True):
-            sizes = [step.stages.size(v) for v in stage.factor]
-            if group:
-                factors.append(flat(group, [names[v] for v in stage.factor], sizes, [_volume(sizes)]))
-            else:  # a chain that neither its past nor another chain moves: its terms are among the emissions
-                factors.append(parts[step.transition[0]].data.new_zeros([*(1 for _ in frame), _volume(sizes)]))
-        message = staged_message(factors, emission, step.length, step.stages)
+    if step.stages:
+        factors, emission = stage_terms(parts, step)
+        message = staged_message(factors, emission, step.length, step.stages, semiring)
     else:
+        emission = flat(step.emission, list(step.current), states, [one_step]) if step.emission else None
         transition = flat(
             step.transition, [*before, *step.current], states * (step.history + 1), [all_steps, one_step]
         )  # (*batch, n or 1, S, K)
         message = chain_message(
-            transition, emission, length=step.length, history=step.history, semiring=semiring, strategy=step.jointly
+            transition, emission, length=step.length, history=step.history, semiring=semiring, strategy=step.strategy
         )
     initial = [n for names in step.initial for n in names]
     batch = [size[n] for n in step.batch]
     return Named(message.reshape([*batch, *(result_sizes[n] for n in initial)]), [*step.batch, *initial])
+
+
+def stage_terms(parts: Mapping[int, Named], step: ChainContract) -> tuple[list[Tensor], Tensor | None]:
+    """The factor of each stage of a chain (*batch, n or 1, entries), and its emission (*batch, n or 1, S)."""
+    stages, groups = step.stages, step.groups
+    assert stages is not None
+    names = [*(n for before in step.previous for n in before), *step.current]
+    frame = [*step.batch, step.axis]
+
+    def flat(indices: tuple[int, ...], variables: Sequence[int]) -> Tensor:
+        sizes = [stages.size(v) for v in variables]
+        data = _product([parts[i] for i in indices], [*frame, *(names[v] for v in variables)])
+        lead = list(data.shape[: len(frame)])
+        return data.expand([*lead, *sizes]).reshape([*lead, _volume(sizes)])
+
+    # A chain that neither its past nor another chain moves has no factor: its terms are among the emissions.
+    like, lead = parts[step.transition[0]].data, [1 for _ in frame]
+    factors = [
+        flat(group, stage.factor) if group else like.new_zeros([*lead, entries])
+        for stage, group, entries in zip(stages.stages, groups, stages.entries, strict=True)
+    ]
+    count = len(step.current)
+    return factors, flat(step.emission, range(count, 2 * count)) if step.emission else None
 
 
 def _volume(sizes: Iterable[int]) -> int:

@@ -72,11 +72,6 @@ class ChainContract:
     stages: Stages | None = None
     groups: tuple[tuple[int, ...], ...] = ()
 
-    @property
-    def jointly(self) -> str:
-        """The strategy for the joint states of all variables."""
-        return "kernel" if self.stages else self.strategy
-
 
 Step = Contract | PlateProduct | ChainContract
 

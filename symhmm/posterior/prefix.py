@@ -13,9 +13,9 @@ import torch
 from funsor.tensor import Tensor as Term
 from torch import Tensor
 
-from symhmm.chains.operator import chain_message
+from symhmm.chains.operator import chain_message, staged_message
 from symhmm.compiler.density import Density
-from symhmm.compiler.lower import Named
+from symhmm.compiler.lower import Named, stage_terms
 from symhmm.compiler.plan import plan
 from symhmm.compiler.steps import ChainContract, Contract, Plan, PlateProduct
 from symhmm.errors import GraphError
@@ -23,7 +23,7 @@ from symhmm.graph import Factor, FactorGraph
 from symhmm.posterior.evaluated import Evaluated, Values, evaluated
 from symhmm.posterior.marginals import impossible, shares, watched
 from symhmm.posterior.series import Loop
-from symhmm.posterior.traceback import chain_tables, multiply, plate_product, sum_out
+from symhmm.posterior.traceback import chain_tables, multiply, plate_product, staged_tables, sum_out
 from symhmm.semiring import LOG
 from symhmm.tables.states import STATE, Answers, Labelled
 
@@ -229,10 +229,13 @@ def _cumulated(pair: Pair, axis: str, length: int, scale: float) -> Pair:
 
 
 def _whole_chain(terms: Mapping[int, Named], step: ChainContract) -> Named:
-    transition, emission = chain_tables(terms, step)
-    message = chain_message(
-        transition, emission, length=step.length, history=step.history, strategy=step.jointly
-    )  # fmt: skip
+    if step.stages:
+        message = staged_message(*stage_terms(terms, step), step.length, step.stages)
+    else:
+        transition, emission = chain_tables(terms, step)
+        message = chain_message(
+            transition, emission, length=step.length, history=step.history, strategy=step.strategy
+        )  # fmt: skip
     names = [*step.batch, *(n for names in step.initial for n in names)]
     return Named(message.reshape([step.result.inputs[n] for n in names]), names)
 
@@ -274,15 +277,21 @@ def _weights(chain: Waiting, start: Tensor, extra: int) -> Tensor:
     """Weight of the paths up to each step; ``extra`` dimensions of ``start`` after the batch are not the chain's own."""
     # numba takes a second to import.
     from symhmm.chains.filters import prefix_weights
+    from symhmm.chains.staged_filters import staged_prefix_weights
+
+    step = chain.step
+    place = (slice(None),) * len(step.batch) + (None,) * extra
+    if step.stages:
+        f, e, now_f, now_e = (x[place] for terms in (chain.past, chain.last) for x in staged_tables(terms, step))
+        return staged_prefix_weights(start, f, e, now_f, now_e, step.length, step.stages)
 
     def tables(terms: Mapping[int, Named]) -> tuple[Tensor, Tensor]:
-        transition, emission = chain_tables(terms, chain.step)
+        transition, emission = chain_tables(terms, step)
         if emission is None:
-            emission = transition.new_zeros([1] * len(chain.step.batch) + [1, transition.shape[-1]])
-        place = (slice(None),) * len(chain.step.batch) + (None,) * extra
+            emission = transition.new_zeros([1] * len(step.batch) + [1, transition.shape[-1]])
         return transition[place], emission[place]
 
-    return prefix_weights(start, *tables(chain.past), *tables(chain.last), chain.step.length)
+    return prefix_weights(start, *tables(chain.past), *tables(chain.last), step.length)
 
 
 def without_data(graph: FactorGraph, loop: Loop) -> FactorGraph:

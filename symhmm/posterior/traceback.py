@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from symhmm.compiler.lower import Named
+from symhmm.chains.stages import joined
+from symhmm.compiler.lower import Named, stage_terms
 from symhmm.compiler.steps import ChainContract, Contract, Plan, PlateProduct
 from symhmm.errors import GraphError
 from symhmm.graph import FactorGraph
@@ -17,6 +18,9 @@ from symhmm.semiring import LOG, MAX, Semiring
 
 if TYPE_CHECKING:
     from symhmm.chains.paths import Choices, Messages
+    from symhmm.chains.staged_paths import StagedChoices, StagedMessages
+
+    Kept = Choices | Messages | StagedChoices | StagedMessages
 
 DRAW = "draw"
 Chosen = dict[str, Named]
@@ -36,7 +40,7 @@ class Contraction:
     plan: Plan
     semiring: Semiring
     terms: Mapping[int, Named]
-    chains: Mapping[int, "Messages | Choices"]
+    chains: Mapping[int, "Kept"]
     total: Tensor
 
 
@@ -49,7 +53,7 @@ def contract(graph: FactorGraph, plan: Plan, semiring: Semiring = LOG, ends: End
         ends: where the loops of each member of a plate end; later steps are left out.
     """
     terms = {o.index: Named.from_funsor(f.term, f.name) for o, f in zip(plan.operands, graph.factors, strict=True)}
-    chains: dict[int, Messages | Choices] = {}
+    chains: dict[int, Kept] = {}
     for step in plan.steps:
         parts = [terms[i] for i in step.operands]
         match step:
@@ -150,19 +154,32 @@ def chain_tables(terms: Mapping[int, Named], step: ChainContract) -> tuple[Tenso
     return transition, emission
 
 
+def staged_tables(terms: Mapping[int, Named], step: ChainContract) -> tuple[Tensor, Tensor]:
+    """The same of a chain whose steps go in stages: the factors of all stages (*batch, T or 1, F), and the emission."""
+    factors, emission = stage_terms(terms, step)
+    transition = joined(factors)
+    if emission is None:
+        states = prod(step.result.inputs[n] for n in step.initial[-1])
+        emission = transition.new_zeros([*(1 for _ in step.batch), 1, states])
+    return transition, emission
+
+
 def _chain(
     terms: Mapping[int, Named], step: ChainContract, semiring: Semiring, ends: Ends | None
-) -> tuple[Named, "Messages | Choices"]:
+) -> tuple[Named, "Kept"]:
     # numba takes a second to import.
     from symhmm.chains.paths import choices, messages
+    from symhmm.chains.staged_paths import staged_choices, staged_messages
 
-    transition, emission = chain_tables(terms, step)
-    found: Messages | Choices
-    if semiring == MAX:
-        stops = None if ends is None else ends.stops(step.axis, step.result.frames)
-        found = choices(transition, emission, step.length, None if stops is None else stops.aligned(step.batch))
+    found: Kept
+    count = ends.stops(step.axis, step.result.frames) if ends is not None and semiring == MAX else None
+    stops = None if count is None else count.aligned(step.batch)
+    if step.stages:
+        tables = *staged_tables(terms, step), step.length, step.stages
+        found = staged_choices(*tables, stops) if semiring == MAX else staged_messages(*tables)
     else:
-        found = messages(transition, emission, step.length)
+        dense = *chain_tables(terms, step), step.length
+        found = choices(*dense, stops) if semiring == MAX else messages(*dense)
     inputs = step.result.inputs
     initial = [n for names in step.initial for n in names]
     names = [*step.batch, *initial]
@@ -210,7 +227,8 @@ def _choose_path(
     sizes: Mapping[str, int],
     generator: torch.Generator | None,
 ) -> Chosen:
-    from symhmm.chains.paths import Choices, draw, follow
+    from symhmm.chains.paths import Choices, Messages, draw, follow
+    from symhmm.chains.staged_paths import StagedChoices, StagedMessages, staged_draw
 
     inputs = step.result.inputs
     lead = [DRAW, *sorted(step.result.frames)]
@@ -230,12 +248,15 @@ def _choose_path(
 
     initial = [n for names in step.initial for n in names]
     rows, start = joint(step.batch), joint(initial)
-    chain = found.chains[step.result.index]
-    if isinstance(chain, Choices):
-        paths = follow(chain, rows, start)
-    else:
-        assert generator is not None
-        paths = draw(chain, rows, start, generator)
+    match found.chains[step.result.index]:
+        case Choices() | StagedChoices() as best:
+            paths = follow(best, rows, start)
+        case Messages() as chain:
+            assert generator is not None
+            paths = draw(chain, rows, start, generator)
+        case StagedMessages() as staged:
+            assert generator is not None
+            paths = staged_draw(staged, rows, start, generator)
     states = [inputs[n] for n in step.initial[-1]]
     out: Chosen = {}
     split = unravelled(paths.reshape([*full, step.length]), states)
