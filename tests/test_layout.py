@@ -1,10 +1,13 @@
 """Values and vectors: packing is the inverse of unpacking, and every mistake is named."""
 
+from functools import partial
+
 import pytest
 import torch
-from torch.distributions import constraints
+from torch.distributions import StickBreakingTransform, constraints
+from torch.testing import assert_close
 
-from symhmm.compiler.layout import layout
+from symhmm.compiler.layout import Sticks, layout
 from symhmm.errors import ProgramError, ValuesError
 from symhmm.graph import FactorGraph, Latent, Param
 
@@ -83,3 +86,22 @@ def test_matrices_are_parameters_but_have_no_volume():
     as_latent = layout(FactorGraph((), latents={"s": Latent(covariance, constraints.positive_definite, 2)}))
     with pytest.raises(ProgramError, match="'s' on an unconstrained scale is not known"):
         as_latent.log_abs_det_jacobian(vector)
+
+
+def volume(transform, x):
+    return transform.log_abs_det_jacobian(x, transform(x))
+
+
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_sticks_are_those_of_torch(size):
+    # Torch goes by way of products; values, slopes and volume are the same, and far out no state is impossible.
+    x = 3 * torch.randn(50, size - 1, dtype=torch.float64)
+    seen, wanted = Sticks(), StickBreakingTransform()
+    for f, g in ((seen, wanted), (partial(volume, seen), partial(volume, wanted))):
+        assert_close(f(x), g(x), rtol=1e-12, atol=1e-14)
+        slopes = [torch.func.vmap(torch.func.jacrev(h))(x) for h in (f, g)]
+        assert_close(*slopes, rtol=1e-10, atol=1e-12)
+    assert_close(seen.inv(seen(x)), x)
+    far = seen(torch.tensor([[-900.0] * (size - 1), [900.0] * (size - 1)], dtype=torch.float64))
+    assert (far > 0).all()
+    assert_close(far.sum(-1), torch.ones(2, dtype=torch.float64))

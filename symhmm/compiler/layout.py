@@ -1,13 +1,15 @@
 """Layout: named constrained values on one side, one unconstrained vector on the other."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.distributions import biject_to, transform_to
+from torch.distributions import biject_to, constraints, transform_to
 from torch.distributions.constraints import Constraint
-from torch.distributions.transforms import Transform
+from torch.distributions.transforms import StickBreakingTransform, Transform
+from torch.nn.functional import logsigmoid, pad
 
 from symhmm.errors import ProgramError, ValuesError
 from symhmm.graph import FactorGraph
@@ -156,7 +158,28 @@ def layout(graph: FactorGraph) -> Layout:
     return Layout(tuple(entries), start, torch.float64 if torch.float64 in dtypes else dtypes.pop())
 
 
+class Sticks(StickBreakingTransform):
+    """Torch's map of K - 1 real numbers to a simplex, by way of logarithms: a third of its operations with their derivatives.
+
+    With ``u = x - log(K - 1, .., 1)``, state k gets the share ``sigmoid(u_k)`` of what the states before it have left, and
+    ``log sigmoid(-u) = log sigmoid(u) - u``.
+
+    >>> x = torch.tensor([0.3, -2.0, 1.0])
+    >>> torch.allclose(Sticks()(x), StickBreakingTransform()(x))
+    True
+    """
+
+    def _call(self, x: Tensor) -> Tensor:
+        u = x - torch.arange(x.shape[-1], 0, -1, dtype=x.dtype, device=x.device).log()
+        share = logsigmoid(u)
+        logs = pad(share, [0, 1]) + pad((share - u).cumsum(-1), [1, 0])
+        # No state is ever impossible, as in torch.
+        return logs.clamp(min=math.log(torch.finfo(x.dtype).tiny)).exp()
+
+
 def _transform(name: str, constraint: Constraint) -> Transform:
+    if constraint is constraints.simplex:
+        return Sticks()
     # Matrices with a triangular factor stand in the second table of torch alone: their maps have an inverse but no volume.
     for table in (biject_to, transform_to):
         try:
