@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from listeners import interrupt_after
 from programs_em import (
     class_mixture,
     crossing,
@@ -24,17 +25,6 @@ from symhmm.compiler.density import compile
 from symhmm.errors import FitError
 from symhmm.infer import em, mle
 from symhmm.tables.results import LOG_LIKELIHOOD, LOG_POSTERIOR
-
-
-def interrupt_after(n):
-    seen = []
-
-    def listener(progress):
-        seen.append(progress)
-        if len(seen) == n:
-            raise KeyboardInterrupt
-
-    return listener
 
 
 def test_gaussian_maximum_in_closed_form():

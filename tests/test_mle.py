@@ -4,6 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from listeners import interrupt_after
 from torch.distributions import constraints
 
 from symhmm.compiler.density import compile
@@ -160,17 +161,6 @@ def test_variance_at_zero_is_an_edge():
     estimate = mle.run(compile(model, cf.sample()))
     assert "extra" in repr(estimate.status)
     assert estimate.values["extra"] < 1e-2
-
-
-def interrupt_after(n):
-    seen = []
-
-    def listener(progress):
-        seen.append(progress)
-        if len(seen) == n:
-            raise KeyboardInterrupt
-
-    return listener
 
 
 def test_ctrl_c_returns_the_best_so_far():

@@ -10,14 +10,14 @@ from programs_em import lumps, plain_hmm, touching
 
 from symhmm.compiler.density import compile
 from symhmm.infer import em, mle
-from symhmm.infer.pooled import starts
+from symhmm.infer.pooled import Search, starts
 from symhmm.infer.target import target
 
 
 def places(density, **options):
     """Constrained values at each start."""
     goal = target(density, {}, "mle", options.pop("start", None))
-    found = starts(goal, **options)
+    found = starts(goal, Search(**options))
     return [goal.values(goal.embed(torch.from_numpy(x))) for x in found.points], goal
 
 

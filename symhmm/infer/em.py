@@ -16,7 +16,7 @@ from symhmm.infer.expectation import Expectation, expectation
 from symhmm.infer.information import endless
 from symhmm.infer.lbfgs import Ascent, ascend
 from symhmm.infer.mle import assemble, check
-from symhmm.infer.pooled import starts
+from symhmm.infer.pooled import Search, starts
 from symhmm.infer.progress import Listener, Reporter
 from symhmm.infer.restrict import Order, Tie
 from symhmm.infer.target import Array, Target, target
@@ -65,14 +65,9 @@ class State:
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Search):
     """What `run` was asked for; see there."""
 
-    seed: int = 0
-    restarts: int = 4
-    jitter: float | Mapping[str, float] = 1.0
-    screen: int = 10
-    keep: bool = False
     memory: int = 8
     tolerance: float = 1e-5
     max_iterations: int = 2000
@@ -159,14 +154,7 @@ def run(
 
 def init(goal: Target, options: Options) -> State:
     """Look for closed forms, and draw the starts."""
-    found = starts(
-        goal,
-        seed=options.seed,
-        restarts=options.restarts,
-        jitter=options.jitter,
-        screen=options.screen,
-        keep=options.keep,
-    )
+    found = starts(goal, options)
     return State(goal, found.forms, found.points, _fresh(found.points[0]), evaluations=found.evaluations)
 
 

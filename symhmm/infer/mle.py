@@ -14,7 +14,7 @@ from symhmm.errors import FitError
 from symhmm.infer.checkpoint import Checkpoint, fingerprint, restored_ascents, saved_ascents
 from symhmm.infer.information import endless
 from symhmm.infer.lbfgs import Ascent, ascend
-from symhmm.infer.pooled import starts
+from symhmm.infer.pooled import Search, starts
 from symhmm.infer.progress import Listener, Reporter
 from symhmm.infer.restrict import Order, Tie
 from symhmm.infer.starts import units
@@ -42,14 +42,9 @@ class State:
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Search):
     """What `run` was asked for; see there."""
 
-    seed: int = 0
-    restarts: int = 4
-    jitter: float | Mapping[str, float] = 1.0
-    screen: int = 10
-    keep: bool = False
     tolerance: float = 1e-5
     max_evaluations: int = 2000
     precision: float = field(default=float(np.finfo(np.float64).eps), repr=False)
@@ -121,14 +116,7 @@ def run(
 
 def init(goal: Target, method: str, options: Options) -> State:
     """Draw the starts."""
-    found = starts(
-        goal,
-        seed=options.seed,
-        restarts=options.restarts,
-        jitter=options.jitter,
-        screen=options.screen,
-        keep=options.keep,
-    )
+    found = starts(goal, options)
     return State(goal, method, found.points, units(goal, found.scale), evaluations=found.evaluations)
 
 

@@ -24,6 +24,20 @@ STILL = 1e-3  # nats that another one must gain
 OFF = 0.3  # jitter, in standard errors of one observation, of the point where forms are looked for
 
 
+@dataclass(frozen=True)
+class Search:
+    """How starts are looked for: ``seed``, ``restarts``, ``jitter`` and ``screen`` of `symhmm.infer.mle.run`.
+
+    ``keep``: the own start was asked for. It is kept without jitter, and with jitter of some values only, as well.
+    """
+
+    seed: int = 0
+    restarts: int = 4
+    jitter: float | Mapping[str, float] = 1.0
+    screen: int = 10
+    keep: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Starts:
     """Where a driver starts.
@@ -41,21 +55,10 @@ class Starts:
     evaluations: int
 
 
-def starts(
-    goal: Target,
-    *,
-    seed: int = 0,
-    restarts: int = 4,
-    jitter: float | Mapping[str, float] = 1.0,
-    screen: int = 10,
-    keep: bool = False,
-) -> Starts:
+def starts(goal: Target, search: Search) -> Starts:
     """Starting points around the program's own start, or around the pooled fit where that explains the data better.
 
-    Args:
-        restarts: number of points. Around its own start, the first is the program's own, hardly moved.
-        jitter, screen: as in `symhmm.infer.mle.run`.
-        keep: the own start was asked for. It is kept without jitter, and with jitter of some values only, as well.
+    As many as there are restarts. Around its own start, the first is the program's own, hardly moved.
     """
     count = 0
 
@@ -64,25 +67,40 @@ def starts(
         count += 1
         return goal.evaluate(x)
 
-    sizes = jitter_sizes(goal, jitter)
+    def value(x: Array) -> float:
+        nonlocal count
+        count += 1
+        return _value(goal, x)
+
+    sizes = jitter_sizes(goal, search.jitter)
     n, own, origin = max(count_observations(goal.density), 1), True, goal.x
     forms, found = Forms(goal.size, (), np.arange(goal.size)), None
     # A density with effects integrated out is no product of factors.
     if isinstance(goal.density, Density) and goal.size <= MOST:
         shared = _averaged(expectation(goal, goal.x))
         if np.isfinite(shared.gradient).all() and np.isfinite(shared.expected.value.item()):
-            forms = goal.density.compiled.once(_key(goal), lambda: _forms(shared, n, seed))
+            forms = goal.density.compiled.once(_key(goal), lambda: _forms(shared, n, search.seed))
             found = shared
     if found is None:
         scale = scales(evaluate, origin, n)
     else:
-        if goal.density.graph.variables and not (keep or isinstance(jitter, Mapping) or jitter == 0):
+        if goal.density.graph.variables and not (
+            search.keep or isinstance(search.jitter, Mapping) or search.jitter == 0
+        ):
             pooled = _pooled(found, forms)
-            if evaluate(pooled.u)[0] > evaluate(origin)[0] and pooled.u is not found.u:
+            if value(pooled.u) > value(origin) and pooled.u is not found.u:
                 own, origin, found = False, pooled.u, pooled
         scale = bounded_scales(_size(found, forms), origin, n)
-    points = draw_starts(evaluate, origin, scale * sizes, restarts, seed=seed, screen=screen, own=own)
+    points = draw_starts(value, origin, scale * sizes, search.restarts, seed=search.seed, screen=search.screen, own=own)
     return Starts(tuple(points), scale, forms, count)
+
+
+def _value(goal: Target, x: Array) -> float:
+    """Log-density in nats, without its gradient where it can be had so."""
+    if not isinstance(goal.density, Density):
+        return goal.evaluate(x)[0]
+    with torch.no_grad():
+        return goal.density.log_prob(goal.values(goal.embed(torch.from_numpy(x).to(goal.start.dtype)))).item()
 
 
 def _averaged(at: Expectation) -> Expectation:

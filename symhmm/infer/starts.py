@@ -1,6 +1,6 @@
 """Starts: seeded jitter in the unconstrained space on the scale of the data, screened by the density itself."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from torch.distributions import constraints
@@ -75,7 +75,14 @@ def units(goal: Target, scale: Array) -> Array:
 
 
 def draw_starts(
-    evaluate: Evaluate, x: Array, scale: Array, number: int, *, seed: int, screen: int = 10, own: bool = True
+    value: Callable[[Array], float],
+    x: Array,
+    scale: Array,
+    number: int,
+    *,
+    seed: int,
+    screen: int = 10,
+    own: bool = True,
 ) -> list[Array]:
     """``number`` starting points: the program's own, then for each other start the best of ``screen`` jittered ones.
 
@@ -84,7 +91,7 @@ def draw_starts(
     small one and a bad start a large one. Points where the density is not finite are passed over. Without ``own``, all are
     jittered: ``x`` is not the program's own start.
 
-    >>> flat = lambda x: (0.0, 0 * x)
+    >>> flat = lambda x: 0.0
     >>> len(draw_starts(flat, np.zeros(2), np.ones(2), 3, seed=0))
     3
     """
@@ -92,10 +99,10 @@ def draw_starts(
 
     def best(size: float, tries: int) -> list[Array]:
         points = [x + size * scale * generator.standard_normal(x.size) for _ in range(tries)]
-        valued = [(value, p) for p in points if np.isfinite(value := evaluate(p)[0])]
+        valued = [(height, p) for p in points if np.isfinite(height := value(p))]
         return [max(valued, key=lambda pair: pair[0])[1]] if valued else []
 
-    first = (best(OWN, 1) or ([x] if np.isfinite(evaluate(x)[0]) else [])) if own else []
+    first = (best(OWN, 1) or ([x] if np.isfinite(value(x)) else [])) if own else []
     # A program whose own start cannot be used gets one jittered start more.
     others = (best(SIZES[k % len(SIZES)], screen) for k in range(number - len(first)))
     return [*first, *(start for found in others for start in found)] or [x]

@@ -24,7 +24,7 @@ def warm_start(goal: Target, *, seed: int, restarts: int) -> tuple[Target, list[
     by several jittered starts.
 
     Returns:
-        the target, the ascents, the number of gradients used.
+        the target, the ascents (the last one is ``interrupted`` after Ctrl-C), the number of gradients used.
     """
     random = {e.name for e in goal.entries if e.plates}
     held = goal.holding(random | hyperparameters(goal, random))
@@ -39,8 +39,12 @@ def warm_start(goal: Target, *, seed: int, restarts: int) -> tuple[Target, list[
         value, gradient = goal.evaluate(goal.x)
         return goal, [Ascent(goal.x, value, gradient, converged=True)], 1
     scale = scales(evaluate, held.x, max(count_observations(goal.density), 1))
-    starts = draw_starts(evaluate, held.x, scale, restarts, seed=seed)
-    ascents = [ascend(evaluate, s, tolerance=1e-2, max_evaluations=ENOUGH) for s in starts]
+    starts = draw_starts(lambda x: evaluate(x)[0], held.x, scale, restarts, seed=seed)
+    ascents: list[Ascent] = []
+    for s in starts:
+        ascents.append(ascend(evaluate, s, tolerance=1e-2, max_evaluations=ENOUGH))
+        if ascents[-1].interrupted:
+            break
     best = max(ascents, key=lambda a: a.value)
     return goal.at(held.embed(torch.from_numpy(best.x).to(goal.start.dtype))), ascents, count
 
