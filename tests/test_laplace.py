@@ -386,6 +386,23 @@ def test_climb_learns_a_narrow_valley_from_its_curvature():
     assert climb(quadrant, np.array([0.5, 3.0])).converged
 
 
+def test_climb_leaves_a_valley_without_end():
+    """As a spread goes to zero: always a little higher, and nothing to gain."""
+
+    def falling(x):
+        return -50 * float(x[0] - 1) ** 2 - float(np.exp(2 * x[1])), np.array(
+            [-100 * (x[0] - 1), -2 * np.exp(2 * x[1])]
+        )
+
+    ascent = climb(falling, np.array([0.0, 1.0]), noise=1e-7)
+    assert ascent.converged
+    assert ascent.value > -1e-4
+    assert len(ascent.trace) < 80
+    nowhere = climb(lambda x: (np.nan, x * np.nan), np.array([0.5, 3.0]))
+    assert not nowhere.converged
+    assert len(nowhere.trace) < 5
+
+
 def test_same_seed_same_numbers():
     density = compile(switching, chain_data())
     one, two = (laplace_fit.run(density, restarts=1, seed=3) for _ in range(2))

@@ -104,3 +104,40 @@ def test_a_fit_that_ends_at_zero_has_the_errors_of_the_model_without_the_effect(
     assert rows["tau"][2] == 0.0
     assert torch.tensor([rows["tau"][1], rows["tau"][3]]).isnan().all()
     assert fit.variance_components()["remark"] == ("at zero",)
+
+
+def lines(y, x, slopes):
+    """Own intercepts, and own slopes where ``slopes``; shape of y and x (groups, repeats)."""
+    beta = pyro.param("beta", cf.real([0.0, 0.0]))
+    tau = pyro.param("tau", cf.real(1.0), constraint=constraints.positive)
+    sd = pyro.param("sd", cf.real(1.0), constraint=constraints.positive)
+    spread = pyro.param("spread", cf.real(0.5), constraint=constraints.positive) if slopes else None
+    with pyro.plate("group", len(y), dim=-1):
+        a = pyro.sample("a", dist.Normal(beta[0], tau))
+        b = pyro.sample("b", dist.Normal(beta[1], spread)) if slopes else beta[1]
+        with pyro.plate("repeat", y.shape[1], dim=-2):
+            pyro.sample("y", dist.Normal(a + b * x.T, sd), obs=y.T)
+
+
+def test_errors_beside_a_spread_at_zero_are_those_of_the_model_without_it():
+    noise = torch.randn(10, 7, generator=cf.generator(2), dtype=cf.REAL)
+    x = torch.linspace(-1.0, 1.0, 6, dtype=cf.REAL).expand(10, 6)
+    y = 2.0 + noise[:, :1] + noise[:, 1:]
+    # Every group has a slope of exactly one half, so that slopes differ less than noise alone would make them.
+    y = y + (0.5 - (y * x).sum(1, keepdim=True) / x.square().sum(1, keepdim=True)) * x
+    with_slopes, without = (symhmm.fit(lines, y, x, s, method="laplace", restarts=1) for s in (True, False))
+    assert with_slopes.status.ok
+    assert with_slopes.objective == pytest.approx(without.objective, abs=1e-5)
+    assert with_slopes.standard_errors["spread"].isnan()
+    for name in ("beta", "tau", "sd"):
+        torch.testing.assert_close(with_slopes.values[name], without.values[name], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(with_slopes.standard_errors[name], without.standard_errors[name], rtol=2e-3, atol=0)
+    rows = with_slopes.fixed_effects()
+    k = rows["name"].index("spread")
+    assert rows["2.5%"][k] == 0.0
+    assert "spread = " in repr(with_slopes.status)
+    # What is held out is not lost: its profile still bounds it from above.
+    found = with_slopes.profile("spread")
+    assert found.low == 0.0
+    assert 0.1 < found.high < 2.0
+    assert found.zero == pytest.approx(0.5, abs=0.01)

@@ -27,12 +27,16 @@ def climb(
     if start.size > LARGEST:
         precision = _relative(noise, evaluate(start)[0])
         return ascend(evaluate, start, tolerance=tolerance, max_evaluations=max_evaluations, precision=precision)
-    best, trace = Ascent(start, -np.inf, np.zeros_like(start)), list[float]()
+    best, trace, stalled = Ascent(start, -np.inf, np.zeros_like(start)), list[float](), False
     while True:
         origin = best.x
         value, gradient = evaluate(origin)
         trace.append(value)
         unit = _unit(evaluate, origin, gradient, trace)
+        # A valley without end, such as that of a spread that goes to zero, is left by this door.
+        gain = 0.5 * float(np.square(unit.T @ gradient).sum())
+        if np.isfinite(best.value) and (stalled or gain <= tolerance):
+            return replace(best, gain=gain, converged=gain <= tolerance)
         allowed = min(max_evaluations - len(trace), 20 + 2 * start.size)
 
         def rounder(z: Array, origin: Array = origin, unit: Array = unit) -> tuple[float, Array]:
@@ -50,7 +54,8 @@ def climb(
         back: Array = np.asarray(np.linalg.solve(unit.T, found.gradient), dtype=np.float64)
         risen = found.value - best.value
         best = replace(found, x=origin + unit @ found.x, gradient=back, trace=trace)
-        if found.converged or found.interrupted or len(trace) >= max_evaluations or not risen > tolerance:
+        stalled = not risen > tolerance
+        if found.converged or found.interrupted or len(trace) >= max_evaluations or not np.isfinite(best.value):
             return best
 
 
