@@ -13,7 +13,7 @@ import symhmm
 from symhmm.datasets import earthquakes
 from symhmm.distributions import GammaMeanSd, VonMises, stationary_distribution, with_zero_diagonal
 from symhmm.errors import DataError, SpecError
-from symhmm.models.hmm import MixtureHMM, PoissonHMM
+from symhmm.models.hmm import MixtureHMM, PoissonHMM, grouped
 from symhmm.tables.data import SequenceData
 
 
@@ -188,3 +188,25 @@ def test_what_a_model_cannot_be_is_said_before_any_work(quakes):
         PoissonHMM(2, "cuont").log_density(quakes)
     with pytest.raises(DataError, match="missing everywhere"):
         PoissonHMM(2, "y").log_density(SequenceData.from_tensors({"y": torch.full((3, 2), torch.nan)}))
+
+
+def test_individuals_are_grouped_by_their_moves():
+    """EM on the moves against the likelihood of a mixture of Markov chains, and as many starts as were wanted."""
+    matrices = torch.tensor([[[0.9, 0.1], [0.1, 0.9]], [[0.2, 0.8], [0.7, 0.3]]])
+    counts = torch.stack([(40 * matrices[i % 2]).round() + i for i in range(6)])
+
+    def reached(weights, transition):
+        each = torch.einsum("nij,cij->nc", counts, transition.log()) + weights.log()
+        return each.logsumexp(-1).sum().item(), each.softmax(-1)
+
+    found = grouped(counts, 2, 4, seed=0)
+    assert len(found) == 4
+    best, belongs = reached(*found[0])
+    assert best == max(reached(*x)[0] for x in found)
+    kind = belongs.argmax(-1)
+    assert kind[0] == kind[2] == kind[4] != kind[1] == kind[3] == kind[5]
+    assert_close(found[0][0], torch.tensor([0.5, 0.5]), rtol=0, atol=1e-6)
+    mine = counts[::2].sum(0) + 0.25
+    assert_close(found[0][1][kind[0]], mine / mine.sum(-1, keepdim=True), rtol=0, atol=1e-5)
+    # More kinds than individuals are possible, and no more than unlikely.
+    assert all(x[1].isfinite().all() for x in grouped(counts[:2], 3, 2, seed=0))

@@ -229,3 +229,15 @@ def test_states_are_ordered_by_a_parameter_or_refused(fit):
         fit.ordered(by="z.mean")
     with pytest.raises(FitError, match=r"(?s)have names from the start.*low, high"):
         fit.with_states("a", "b")
+
+
+def test_the_summary_says_what_is_held_and_how_to_fit_it():
+    angle = dist.VonMises(torch.tensor(2.0), 3.0).sample((30, 2))
+    data = SequenceData.from_tensors({"angle": angle})
+    short = {"restarts": 1, "max_evaluations": 3}
+    held = MixedHMM(2, {"angle": "vonmises"}).fit(data, **short).summary().text
+    assert "held fixed      angle.mean = 0; formulas={'angle.mean': '~ 1'} fits it\n\n" in held
+    free = MixedHMM(2, {"angle": "vonmises"}, formulas={"angle.mean": "~ 1"}).fit(data, **short).summary().text
+    assert "held fixed" not in free and "angle.mean 0" in free
+    both = MixedHMM(2, {"angle": "vonmises"}, fixed={"angle.mean": [0.0, 3.0]}).fit(data, **short).summary().text
+    assert "angle.mean = 0, 3;" in both

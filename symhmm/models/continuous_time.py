@@ -25,7 +25,7 @@ class ContinuousTimeHMM(Model):
 
     Args:
         states: K.
-        emissions: family of each stream, observed at single times.
+        emissions: family of each stream, observed at single times; angles are around 0.
         time: covariate with the times; by default those of the table. Dates are counted in days.
         initial: ``stationary``, ``uniform``, ``free``, or K probabilities.
 

@@ -10,12 +10,12 @@ from torch import Tensor
 from symhmm import fitting
 from symhmm.fitting import Fit
 from symhmm.models.base import Initial, Model, Program, Start, as_data, assembled, first_state, sticky, whole_number
-from symhmm.models.streams import Streams, kmeans
+from symhmm.models.streams import Streams
 from symhmm.tables.data import SequenceData
 from symhmm.tables.results import Optima
 
-SHORT = 300  # gradients of the climb that every start of a mixture gets
-LONG = 2  # how many of them go on
+GROUPINGS, ROUNDS = 300, 200  # random groupings of individuals, and iterations of EM on their moves
+SAME = 1e-3  # nats by which optima of groupings differ
 
 
 @dataclass(frozen=True)
@@ -81,14 +81,14 @@ class MixtureHMM(Model):
     Args:
         states: K.
         components: C, kinds of individuals.
-        emissions: family of each stream, ``{"step": "gamma", "angle": "vonmises"}``.
+        emissions: family of each stream, ``{"step": "gamma", "angle": "vonmises"}``; angles are around 0.
         initial: ``stationary`` (of each kind's own transitions), ``uniform``, ``free``, or K probabilities.
 
     Raises:
         SpecError: no such number of states or components, unknown family or initial state.
 
-    ``fit`` first fits one kind, groups the individuals by their expected moves between states, and climbs from each
-    grouping, ``restarts`` in all: all of them a little, the best two to the end.
+    ``fit`` first fits one kind, groups the individuals by their expected moves between states, climbs by EM from each of
+    the ``restarts`` best groupings, and goes on from the highest end.
 
     >>> print(MixtureHMM(2, 3, {"step": "gamma"}).program_source().splitlines()[-3])
             z = pyro.sample(f"z_{t}", dist.Categorical(Vindex(first)[kind] if z is None else Vindex(transition)[kind, z]))
@@ -144,47 +144,84 @@ class MixtureHMM(Model):
 
     def fit(self, data: Any, *, method: str = "mle", seed: int = 0, restarts: int = 6, **options: Any) -> Fit:
         """Fit the model; see the class for its starts, and `symhmm.fit` for ``options``."""
-        if self.components == 1 or method != "mle" or "start" in options:
+        if self.components == 1 or method not in ("mle", "em") or "start" in options:
             return super().fit(data, method=method, seed=seed, restarts=restarts, **options)
-        one = replace(self, components=1).fit(data, seed=seed, restarts=min(restarts, 2))
+        one = replace(self, components=1).fit(data, method="em", seed=seed, restarts=min(restarts, 2))
         density = self.log_density(data, seed=seed)
-        most = options.pop("max_evaluations", 3000)
-
-        def climb(start: Mapping[str, Tensor], evaluations: int) -> Fit:
-            return fitting.fit(density, start=start, restarts=1, max_evaluations=evaluations, **options)
-
-        short = [climb(s, min(SHORT, most)) for s in self._groupings(one, restarts, seed)]
-        best = sorted(short, key=lambda f: f.objective, reverse=True)[:LONG]
-        long = [f if f.estimate.optima.converged[0] else climb(f.values, most) for f in best]
-        found = max(long, key=lambda f: f.objective)
-        ends = [*long, *(f for f in short if f not in best)]
+        shared = {n: x for n, x in options.items() if n in ("fix", "tie", "order", "progress")}
+        starts = self._groupings(one, restarts, seed)
+        ends = [fitting.fit(density, method="em", start=s, restarts=1, **shared) for s in starts]
+        best = max(ends, key=lambda f: f.objective)
+        found = fitting.fit(density, method=method, start=best.values, restarts=1, **options)
+        ends = [found if f is best else f for f in ends]
         optima = Optima(
             tuple(f.objective for f in ends), tuple(all(f.optima.converged) for f in ends), of="climbs from groupings"
         )
         return replace(found, estimate=replace(found.estimate, optima=optima))
 
     def _groupings(self, one: Fit, number: int, seed: int) -> list[Start]:
-        """Starts from a fit of one kind: individuals clustered by their own transition logits."""
-        counts = one.transition_counts().only.values + 0.5
+        """Starts from a fit of one kind: the best groupings of individuals by their expected moves between its states."""
+        counts = one.transition_counts().only.values
         while counts.dim() > 3:  # sessions
             counts = counts.sum(0)
-        logits = counts.log() - counts.log().diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
-        x = logits[:, ~torch.eye(self.states, dtype=torch.bool)]
         shared = {n: v for n, v in one.values.items() if n not in ("logits", "weights", "initial")}
+        apart = ~torch.eye(self.states, dtype=torch.bool)
         starts = []
-        for i in range(number):
-            label = kmeans(x.numpy(), self.components, seed + i, tries=1)
-            groups = [x[torch.as_tensor(label == k)] for k in range(self.components)]
-            centres = [g.mean(0) if len(g) else one.values["logits"].flatten() for g in groups]
-            weights = torch.tensor([len(g) + 0.5 for g in groups], dtype=x.dtype)
+        for weights, transition in grouped(counts, self.components, number, seed):
+            logits = transition.log() - transition.log().diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
             start = shared | {
-                "logits": torch.stack(centres).reshape(self.components, self.states, self.states - 1),
-                "weights": weights / weights.sum(),
+                "logits": logits[:, apart].reshape(self.components, self.states, self.states - 1),
+                "weights": weights,
             }
             if "initial" in one.values:
                 start["initial"] = one.values["initial"].expand(self.components, -1).clone()
             starts.append(start)
         return starts
+
+
+def grouped(counts: Tensor, kinds: int, number: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Kinds of individuals by their moves: the best optima of a mixture of Markov chains, by EM from random groupings.
+
+    Args:
+        counts: shape (N, K, K), moves of each individual [from, to], whole numbers or expected ones.
+        kinds: C.
+        number: starts wanted.
+
+    Returns:
+        weights (C,) and transition probabilities (C, K, K) of each optimum, the most likely first; where there are fewer
+        than ``number``, those of random groupings follow.
+
+    >>> moves = torch.tensor([[[9.0, 1.0], [1.0, 9.0]], [[1.0, 9.0], [9.0, 1.0]]])
+    >>> grouped(moves, 2, 1, seed=0)[0][1].diagonal(dim1=-2, dim2=-1).sort(0).values.round(decimals=1)
+    tensor([[0.1000, 0.1000],
+            [0.9000, 0.9000]])
+    """
+    generator = torch.Generator().manual_seed(seed)
+    first = torch.randint(kinds, (GROUPINGS, len(counts)), generator=generator)
+    drawn = belongs = torch.nn.functional.one_hot(first, kinds).to(counts.dtype)
+    for _ in range(ROUNDS):
+        each = _joint(counts, *_kinds(counts, belongs))
+        belongs = each.softmax(-1)
+    reached = each.logsumexp(-1).sum(-1)
+    found: list[int] = []
+    for g in reached.argsort(descending=True).tolist():
+        if len(found) < number and all(abs(reached[g] - reached[other]) > SAME for other in found):
+            found.append(g)
+    weights, transition = _kinds(counts, torch.cat([belongs[found], drawn[: number - len(found)]]))
+    return list(zip(weights, transition, strict=True))
+
+
+def _kinds(counts: Tensor, belongs: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (G, C) and transition probabilities (G, C, K, K) of groupings (G, N, C)."""
+    # Half a move and half an individual more keep empty kinds and unseen moves possible.
+    weights = belongs.sum(1) + 0.5
+    moves = torch.einsum("gnc,nij->gcij", belongs, counts) + 0.5 / counts.shape[-1]
+    return weights / weights.sum(-1, keepdim=True), moves / moves.sum(-1, keepdim=True)
+
+
+def _joint(counts: Tensor, weights: Tensor, transition: Tensor) -> Tensor:
+    """Log-probability of each individual's moves and of being of each kind, (G, N, C)."""
+    return torch.einsum("nij,gcij->gnc", counts, transition.log()) + weights.log().unsqueeze(1)
 
 
 def _free(initial: Initial, shape: tuple[int, ...], dtype: torch.dtype) -> Start:

@@ -38,7 +38,8 @@ class MixedHMM:
             formula of the logits relative to the first state.
         formulas: of emission parameters, ``{"step.mean": "~ temp + (1 | ID)"}``, linear on the scale of the parameter's
             link (log for positive ones, logit for probabilities); a mapping gives states their own.
-        fixed: values to hold, ``{"angle.mean": 0.0}``; the mean direction of angles is held at 0 unless it has a formula.
+        fixed: values to hold, ``{"angle.mean": 0.0}``; the mean direction of angles is held at 0 unless it has a formula,
+            ``formulas={"angle.mean": "~ 1"}``.
         timing: ``to``: covariates of row t drive the step into t; ``from``: the step out of t.
         priors: distributions for parameters by name, for Bayesian fits; all others have weakly informative ones, see
             `symhmm.models.starts.prior_arguments`. None leaves parameters without priors except in ``nuts``.

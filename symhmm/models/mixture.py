@@ -24,7 +24,7 @@ class Mixture(Model):
 
     Args:
         components: C.
-        emissions: family of each stream, ``{"length": "gaussian"}``.
+        emissions: family of each stream, ``{"length": "gaussian"}``; angles are around 0.
 
     Raises:
         SpecError: no such number of components, or an unknown family.

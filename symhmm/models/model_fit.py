@@ -79,7 +79,17 @@ class ModelFit(Fit):
             tables.append((super().variance_components(), self.variance_components()))
         for plain, named in tables:
             text = text.replace(repr(plain), repr(named))
-        return Summary(text)
+        numbers, _, rest = text.partition("\n\n")
+        return Summary(f"{numbers}\n{self._held()}\n{rest}")
+
+    def _held(self) -> str:
+        """What emissions are held at, the mean direction of angles by default, and how to fit it."""
+        lines = []
+        for name, values in self.bound.spec.fixed.items():
+            if "." in name:
+                what = f"{name} = {', '.join(f'{v:g}' for v in values)}"
+                lines.append(f"held fixed      {what}; formulas={{{name!r}: '~ 1'}} fits it\n")
+        return "".join(lines)
 
     def on(self, data: SequenceData) -> "ModelFit":
         """The same estimate with other data, coded as the first were; questions are then about these.

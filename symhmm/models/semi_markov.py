@@ -58,7 +58,7 @@ class SemiMarkovHMM(Model):
 
     Args:
         states: K, two or more.
-        emissions: family of each stream.
+        emissions: family of each stream; angles are around 0.
         dwell: distribution of the dwell time minus one: ``geometric`` (an ordinary chain), ``poisson``,
             ``negative_binomial``, or ``free`` (R probabilities for each state).
         longest: R, steps; longer dwell times have probability 0.
