@@ -2,7 +2,7 @@
 
 import torch
 
-from benchmarks import chains, mixed_effects, peers, strategies
+from benchmarks import chains, cold, mixed_effects, peers, strategies
 
 chains.main(seconds=5.0, threads=torch.get_num_threads())
 print()
@@ -11,3 +11,5 @@ print()
 strategies.main(seconds=1.0, threads=1)
 print()
 mixed_effects.main(steps=300, animals=40, repeats=20, pyro_repeats=1, threads=torch.get_num_threads())
+print()
+cold.main(None)
