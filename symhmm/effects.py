@@ -39,6 +39,10 @@ class Fitted(Protocol):
         """Constrained values by name, shape (draws, *shape); empty without a posterior."""
 
     @property
+    def effect_errors(self) -> Tensor | None:
+        """Standard errors of integrated effects, unconstrained, shape (size,)."""
+
+    @property
     def n_observations(self) -> int:
         """Observed values."""
 
@@ -78,7 +82,8 @@ def random_effects(fit: Fitted, plate: str | None = None) -> Table:
             numbers = [(v, nan, nan, nan) for v in fit.estimate.values[e.name].reshape(-1).tolist()]
         elif _is_real(e.constraint) and fit.estimate.integrated:
             # Normal around the mode, so that nothing needs to be drawn.
-            at = zip(posterior.vector[e.start : e.stop].tolist(), posterior.sd[e.start : e.stop].tolist(), strict=True)
+            sd = posterior.sd if fit.effect_errors is None else fit.effect_errors
+            at = zip(posterior.vector[e.start : e.stop].tolist(), sd[e.start : e.stop].tolist(), strict=True)
             numbers = [(v, s, *interval(v, s, e.constraint)) for v, s in at]
         else:
             numbers = _describe(fit.posterior_draws[e.name])

@@ -18,7 +18,8 @@ from symhmm.errors import FitError
 from symhmm.graph import FactorGraph
 from symhmm.infer import em, laplace_fit, mle, nuts, svi
 from symhmm.infer.information import Information, count_observations, delta, information, standard_errors
-from symhmm.infer.laplace import laplace
+from symhmm.infer.laplace import Laplace, laplace
+from symhmm.infer.laplace_errors import effect_errors
 from symhmm.infer.profile import Profile, profile
 from symhmm.infer.target import Target, target
 from symhmm.questions import Questions
@@ -160,6 +161,17 @@ class Fit(Questions):
         return {} if found is None else standard_errors(self._target, self._target.start, found)
 
     @cached_property
+    def effect_errors(self) -> Tensor | None:
+        """Standard errors of integrated effects with the uncertainty of all other values, unconstrained, at their places in
+        the density's vector, shape (size,), zero elsewhere; None after other methods and without `information`."""
+        found, goal = self.information, self._target
+        if found is None or not isinstance(goal.density, Laplace):
+            return None
+        out = torch.zeros(self.density.size, dtype=self.density.layout.dtype)
+        out[goal.density.members.index] = effect_errors(goal.density, goal, found)
+        return out
+
+    @cached_property
     def posterior_draws(self) -> Mapping[str, Tensor]:
         """Constrained values drawn from the posterior by name, shape (draws, *shape); empty without one."""
         if self.estimate.posterior is None:
@@ -198,8 +210,9 @@ class Fit(Questions):
     def random_effects(self, plate: str | None = None) -> Table:
         """Effects of each member of ``plate`` (of all plates if None) with their uncertainty, one row per number.
 
-        After ``svi``: mean, standard deviation and 95 percent interval of the posterior. After ``laplace``: the same of the
-        normal distribution around the conditional mode, given the fixed effects. After ``map``: the joint mode.
+        After ``svi``: mean, standard deviation and 95 percent interval of the posterior. After ``laplace``: conditional mode,
+        with the standard error of `effect_errors`, which knows that the fixed effects are estimates; positive and other
+        bounded effects have the standard deviation given the fixed effects. After ``map``: the joint mode.
 
         Raises:
             FitError: the program has no random effects of that plate.

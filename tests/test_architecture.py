@@ -33,7 +33,7 @@ FLOORS: list[dict[str, str]] = [
     {
         "infer": "progress restrict target lbfgs closed_forms expectation starts checkpoint information profile"
         " pooled points guide amortised pyro_guide minibatch objective importance bound occupied verdict warm modes arrows mle svi_state svi"
-        " metric laplace_members laplace_modes laplace laplace_exact laplace_fit em noncentred whiten"
+        " metric laplace_members laplace_modes laplace laplace_exact laplace_errors laplace_fit em noncentred whiten"
         " moving sampler draws pilot nuts"
     },
     {"simulators": "holes chains groups"},
