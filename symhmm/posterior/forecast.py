@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,15 +12,14 @@ from funsor.tensor import Tensor as Term
 from torch import Tensor
 
 from symhmm.compiler.density import Density
-from symhmm.compiler.lower import Named, lower
-from symhmm.compiler.plan import plan
+from symhmm.compiler.lower import Named
 from symhmm.errors import GraphError
 from symhmm.graph import Factor, FactorGraph
-from symhmm.posterior.emissions import emissions, taken
+from symhmm.posterior.emissions import Emission, emissions, taken
 from symhmm.posterior.ends import Ends
 from symhmm.posterior.evaluated import Evaluated, Values, evaluated
 from symhmm.posterior.filler import other_filler
-from symhmm.posterior.marginals import impossible, smooth_at
+from symhmm.posterior.marginals import derivatives, probe, smooth_at
 from symhmm.posterior.mixture import QUANTITY, Mixture
 from symhmm.posterior.prefix import the_loop
 from symhmm.posterior.series import Loop, loops
@@ -145,10 +145,15 @@ class _Ahead:
 
         return self.at.answers("states ahead", wanted, make)
 
+    @cached_property
+    def distributions(self) -> Mapping[str, Emission]:
+        """The distributions of all observed sites."""
+        return emissions(self.density, self.values)
+
     def mixture(self, site: str) -> Mixture:
         """The forecast of an observed site: its distribution in each state at the steps ahead."""
         axis, graph = self.loop.axis, self.at.graph
-        emission = emissions(self.density, self.values)[site]
+        emission = self.distributions[site]
         if axis in emission.names and not self.given:
             raise _unknown_future(site, "numbers of the distribution")
         plates = self.plates(site)
@@ -158,9 +163,9 @@ class _Ahead:
         sizes = [self.at.size(p) for p in plates]
         weights = torch.ones([self.horizon, *sizes, 1])
         if variables:
-            p = _joint(self.at, [axis, *plates], variables)
-            p = Named((p.data / p.data.sum(-1, keepdim=True)), [axis, *plates, STATE])
-            weights = self.later(p, plates, index)
+            joint = derivatives(self.at, {site: probe(graph, site, [axis, *plates], tuple(variables))})[site]
+            p = joint.data.flatten(len(plates) + 1)
+            weights = self.later(Named(p / p.sum(-1, keepdim=True), [axis, *plates, STATE]), plates, index)
         states = [graph.variables[n].size for n in variables]
 
         def arrange(x: Named) -> Tensor:
@@ -246,23 +251,6 @@ def _observation(site: str, found: list[Mixture], first: _Ahead, quantiles: Sequ
     plates = first.plates(site)
     events = [f"event_{i}" for i in range(summary.dim() - len(plates) - 2)]
     return Labelled(site, summary, (AHEAD, *plates, *events, QUANTITY), {**first.labels, QUANTITY: names})
-
-
-def _joint(at: Evaluated, frames: list[str], variables: list[str]) -> Named:
-    """Posterior weights of the joint states of some variables in some frames: (*frames, joint states)."""
-    graph = at.graph
-    sizes = {n: at.size(n) for n in frames} | {n: graph.variables[n].size for n in variables}
-    reader = next(f for f in graph.factors if any(n in f.term.inputs for n in variables))
-    leaf = torch.zeros(tuple(sizes.values()), dtype=reader.term.data.dtype, requires_grad=True)
-    term = Term(leaf, OrderedDict((n, Bint[s]) for n, s in sizes.items()))
-    added = Factor("states ahead", term, "factor", tuple(frames), reader.scale)
-    graph = replace(graph, factors=(*graph.factors, added))
-    with torch.enable_grad():
-        total = lower(graph, plan(graph, strategy=at.strategy))
-    if not bool(total.isfinite()):
-        raise impossible(at.graph)
-    (found,) = torch.autograd.grad(total, [leaf])
-    return Named(found.flatten(len(frames)), [*frames, STATE])
 
 
 def extended(graph: FactorGraph, axis: str, steps: int) -> FactorGraph:

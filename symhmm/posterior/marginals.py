@@ -242,11 +242,6 @@ def shares(x: Labelled, dims: int) -> Labelled:
     return x
 
 
-def normalised(x: Tensor, dims: int) -> Tensor:
-    """Derivatives divided by their sum over the last ``dims`` dimensions."""
-    return x / x.sum(tuple(range(-dims, 0)), keepdim=True)
-
-
 def _summed(x: Labelled) -> Labelled:
     axis = x.dims[0]
     if axis == STATE or not x.values.dim() or x.name.find("{") < 0:
