@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from symhmm.chains.operator import chain_message
+from symhmm.chains.staged import call_of
 from symhmm.chains.stages import Stages, arranged, dense
 
 # Sizes of the chains, and the variables of each transition factor: 0..M-1 before the step, M..2M-1 after it.
@@ -16,6 +17,8 @@ CASES = {
     "a ring": ((2, 2, 2), [(0, 1, 3), (1, 2, 4), (2, 0, 5)]),
     "two factors of one chain": ((2, 2), [(0, 2), (1, 2), (1, 3)]),
     "a chain that forgets": ((2, 3), [(0, 2), (3,)]),
+    "five and nine states": ((5, 9), [(0, 2), (0, 1, 3)]),
+    "one state, and seven": ((1, 7), [(0, 2), (1, 3)]),
     "a factor of earlier states alone": ((2, 2), [(0, 2), (1, 3), (0, 1)]),
 }
 
@@ -62,6 +65,24 @@ def test_what_single_precision_loses_is_made_densely():
     found = [torch.autograd.grad(x.sum(), inputs) for x in (message, wanted)]
     for a, b in zip(*found, strict=True):
         assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("timed", ["shared", "own", "every step"])
+def test_several_threads_do_the_same(timed, monkeypatch):
+    monkeypatch.setattr("symhmm.chains.threads.SMALL", 1e-12)
+    before = torch.get_num_threads()
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        call_of.cache_clear()
+        stages, inputs = case("a ring", [50], 7, timed, holes=0.2)
+        message = torch.ops.symhmm.chain_in_stages(*inputs, 7, stages.encoded())[0]
+        total = torch.where(message.isfinite(), message, 0).sum()
+        found.append((message, *torch.autograd.grad(total, inputs)))
+    torch.set_num_threads(before)
+    call_of.cache_clear()
+    for a, b in zip(*found, strict=True):
+        assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_members_of_a_vmap_are_members_of_the_batch():

@@ -75,7 +75,11 @@ def backward(
         return transition.new_zeros(transition.shape), torch.zeros_like(emission), torch.zeros_like(terminal)
     few = listed(transition, emission, terminal, layout)
     if few:
-        return run_backward(few, weight, transition, emission, terminal, messages, scales)
+        g_transition, g_emission, g_terminal = run_backward(
+            few, weight, transition, emission, terminal, messages, scales
+        )
+        # In memory as its input is: so the fake twin of the operator has it.
+        return g_transition, torch.empty_like(emission).copy_(g_emission), g_terminal
     if not layout.fits(messages, scales):
         messages, scales = layout.messages(transition).copy_(messages), layout.scales(transition).copy_(scales)
     if weight.shape != call.message_size or not weight.is_contiguous():

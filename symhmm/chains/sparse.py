@@ -11,11 +11,9 @@ from symhmm.chains.jit import kernel
 from symhmm.chains.layout import Layout
 from symhmm.chains.places import LIKE, places
 from symhmm.chains.simd import numbers_at
-from symhmm.chains.stage_tables import SPARSE
+from symhmm.chains.stage_tables import FEWEST, SPARSE
 from symhmm.chains.staged import Call, call_for
 from symhmm.chains.stages import Stage, Stages
-
-FEWEST = 32  # states; below, a matrix is as fast as a list
 
 
 @kernel

@@ -15,26 +15,13 @@ from symhmm.chains.lane_steps import read_emission
 from symhmm.chains.path_steps import uniform
 from symhmm.chains.simd import accumulate, fill, finite_or_zero, lanes_of, larger, load, numbers_at, splat, store
 from symhmm.chains.stage_careful import log_stage
-from symhmm.chains.stage_steps import TILE
+from symhmm.chains.stage_steps import TILE, read_listed
 from symhmm.chains.stage_tables import HEAD, ROWS, SUMS
 
 
 def best_work_size(states: int, weights: int, largest: int, width: int) -> int:
     """Numbers of memory that each thread of `best_stages` needs."""
     return (weights + TILE * states + 3 * largest) * width
-
-
-@inner
-def _read_logs(weights, shared, base, step, place, transition, t_row, t_time):
-    """The transition terms of a step: one number for each weight if all lanes share them, else one vector."""
-    width = lanes_of(transition)
-    for k in range(place.size):
-        offset = place[k] + step * t_time
-        if shared:
-            weights[k] = transition[t_row[base] + offset]
-        else:
-            for lane in range(width):
-                weights[k * width + lane] = transition[t_row[base + lane] + offset]
 
 
 @kernel
@@ -91,7 +78,7 @@ def best_stages(
         base = group * width
         live = min(width, chains - base)
         if t_time == 0 and not (ready and shared):
-            _read_logs(weights, shared, base, 0, place, transition, t_row, t_time)
+            read_listed(weights, shared, base, 0, 0, place.size, place, transition, t_row, t_time)
             ready = True
         top, low_stop = 0, steps
         for lane in range(width):
@@ -104,7 +91,7 @@ def best_stages(
             read_emission(tile, base, low, top, states, emission, e_row, e_time, e_to)
             for step in range(top - 1, low - 1, -1):
                 if t_time != 0:
-                    _read_logs(weights, shared, base, step, place, transition, t_row, t_time)
+                    read_listed(weights, shared, base, step, 0, place.size, place, transition, t_row, t_time)
                 at, to = (step - low) * states * width, step * rows * chains + base
                 for s in range(0, states * width, width):
                     store(one, s, load(tile, at + s) + load(after, s))

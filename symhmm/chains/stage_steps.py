@@ -45,19 +45,26 @@ def work_size(states: int, weights: int, largest: int, stages: int, width: int) 
 
 
 @inner
+def read_listed(weights, shared, base, step, first, last, place, transition, t_row, t_time):
+    """Some transition terms of a step: one number for each weight if all lanes share them, else one vector."""
+    width = lanes_of(transition)
+    for k in range(first, last):
+        offset = place[k] + step * t_time
+        if shared:
+            weights[k] = transition[t_row[base] + offset]
+        else:
+            for lane in range(width):
+                weights[k * width + lane] = transition[t_row[base + lane] + offset]
+
+
+@inner
 def _read_weights(weights, peaks, shared, base, step, place, transition, t_row, t_time, t, stages):
     """Exponentials of the weights relative to the largest one of each stage; ``peaks`` are the sums of these."""
     width = lanes_of(peaks)
     one = 1 if shared else width
     store(peaks, 0, fill(peaks, 0.0))
     for h in range(0, stages * HEAD, HEAD):
-        for k in range(t[h + FIRST], t[h + LAST]):
-            offset = place[k] + step * t_time
-            if shared:
-                weights[k] = transition[t_row[base] + offset]
-            else:
-                for lane in range(width):
-                    weights[k * width + lane] = transition[t_row[base + lane] + offset]
+        read_listed(weights, shared, base, step, t[h + FIRST], t[h + LAST], place, transition, t_row, t_time)
         high = fill(peaks, -np.inf)
         if shared:
             peak = -np.inf

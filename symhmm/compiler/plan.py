@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from typing import TypeVar
 
+from symhmm.chains.stage_tables import FEWEST
 from symhmm.chains.stages import Stages, arranged
 from symhmm.compiler.order import pairwise_order
 from symhmm.compiler.steps import ChainContract, Contract, Operand, Plan, PlateProduct, Step, eliminated, in_bytes
@@ -14,7 +15,7 @@ MEMORY_LIMIT = 8 * 2**30
 T = TypeVar("T")
 
 STRATEGIES = ("auto", "kernel", "stages", "segments", "sequential", "scan")
-STAGED = 4.5  # products of one dense matrix that take as long as one product of chains that move one at a time
+STAGED = 2.5  # products of one dense matrix that take as long as one product of chains that move one at a time
 KEPT = 2**30  # bytes of messages above which a chain makes them again in its gradient, instead of keeping all
 
 
@@ -261,7 +262,8 @@ def choose_strategy(wanted: str, rows: int, length: int, states: int, history: i
         asked = "asked for; " if wanted == "segments" else ""
         again = _time(rows, length, states, history, passes=4)
         return "segments", f"{asked}{size}; about {again}; {in_bytes(8 * kept)} of messages made twice", KEPT // 8
-    return "kernel", f"{size}; about {_time(rows, length, states, history)}", kept
+    few = "; a list of the possible moves if they are few" if history == 1 and states >= FEWEST else ""
+    return "kernel", f"{size}; about {_time(rows, length, states, history)}{few}", kept
 
 
 def _time(rows: int, length: int, states: int, history: int, passes: int = 3) -> str:
