@@ -11,7 +11,7 @@ from symhmm.chains.paths import choices, follow
 from symhmm.distributions.chain import dwell_chain
 from symhmm.semiring import MAX
 
-STATES, STEPS = 40, 12
+STATES, STEPS = 48, 12
 
 
 def band(below, above, states=STATES):
@@ -23,7 +23,7 @@ def band(below, above, states=STATES):
 MASKS = {
     "left to right": band(0, 1),
     "band": band(1, 1),
-    "semi-Markov": dwell_chain(torch.ones(2, 2) - torch.eye(2), torch.zeros(2, 20)) > -torch.inf,
+    "semi-Markov": dwell_chain(torch.ones(2, 2) - torch.eye(2), torch.zeros(2, 24)) > -torch.inf,
     "a state without a way out": band(0, 1) & (torch.arange(STATES) != 7)[:, None],
 }
 
@@ -77,7 +77,7 @@ def test_chains_whose_numbers_are_lost_go_through_logarithms():
 
 def test_matrices_without_much_to_leave_out_stay_whole():
     full, loose, late = (
-        terms(m, t) for m, t in ((band(40, 40), "own"), (band(9, 9), "own"), (band(1, 1), "every step"))
+        terms(m, t) for m, t in ((band(48, 48), "own"), (band(9, 9), "own"), (band(1, 1), "every step"))
     )
     assert call(full) is None and call(loose) is None and call(late) is not None
     with torch.no_grad():

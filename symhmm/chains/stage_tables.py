@@ -11,7 +11,7 @@ from symhmm.chains.stages import Stage, Stages
 
 Integers = NDArray[np.int64]
 SPARSE = 0.125  # share of possible moves below which a stage goes through a list of them
-FEWEST = 32  # states of a chain from which the possible moves are counted; below, a matrix is as fast as a list
+FEWEST = 48  # states of a chain from which the possible moves are counted; below, a matrix is as fast as a list
 
 # The head of a stage: whether it is listed, entries of its result and of what it reads, the range of its weights, where its
 # lists begin; and for a stage with strides sizes and strides of the variable that appears and of the one that is summed

@@ -54,7 +54,8 @@ class SemiMarkovHMM(Model):
 
     The state is written out in stages, one for each step that it has lasted, so that the model is an ordinary chain of
     K * R states and exact: the last dwell time is cut off by the end of the data, and under ``stationary`` the first one by
-    their beginning. The cost grows with (K * R)^2.
+    their beginning. Only moves that are possible count where they are few (R of 8 and more, K * R of 48 and more): there the
+    cost grows with K^2 R, and else with (K * R)^2.
 
     Args:
         states: K, two or more.
