@@ -158,3 +158,21 @@ def test_a_restriction_among_some_of_the_coordinates():
     tied = whole.among(torch.tensor([0, 3]))
     assert tied(torch.tensor([5.0])).tolist() == [5.0, 5.0]
     assert tied.limited.tolist() == [0, 1]
+
+
+def test_whether_vectors_keep_to_a_restriction():
+    """Coordinates 0 and 2 are tied, and those read at 1 and 3 increase."""
+    limits = Restriction(torch.tensor([0, 1, 0, 2]), torch.tensor([0, 1, 3]), (torch.tensor([1, 2]),))
+    x = torch.stack(
+        [limits(u) for u in torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))]
+    )
+    assert limits.holds(x)
+    assert not limits.holds(x + torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    assert not limits.holds(x[:, [0, 3, 2, 1]])
+
+
+def test_volume_of_ordered_coordinates_is_that_of_the_jacobian():
+    limits = Restriction(torch.arange(4), torch.arange(4), (torch.tensor([0, 2, 3]),))
+    u = torch.tensor([0.3, -1.0, 0.7, -0.4], dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(limits, u)
+    torch.testing.assert_close(limits.log_abs_det_jacobian(u), torch.linalg.slogdet(jacobian).logabsdet)

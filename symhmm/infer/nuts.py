@@ -232,7 +232,7 @@ def _ticks(report: Reporter, done: int) -> Callable[[], None]:
 
 
 def _estimate(goal: Target, state: State | None, options: Options, stopped: bool, began: float) -> Estimate:
-    posterior, vector, optima, calls, switched = None, goal.start, Optima(), 0, 0
+    posterior, vector, optima, calls = None, goal.start, Optima(), 0
     log, error = torch.zeros(0, dtype=torch.float64), 0.0
     status = Status(
         False, "stopped by Ctrl-C", ("before there were any draws: values are those of the start",), CONTINUE
@@ -249,10 +249,11 @@ def _estimate(goal: Target, state: State | None, options: Options, stopped: bool
         kept = min(len(c.points) for c in found)
         pairs = [_draws(goal, state.ground, c.points[:kept], c.value[:kept]) for c in found]
         vectors, heights = (torch.stack(x) for x in zip(*pairs, strict=True))
-        # Where values are held, tied or in order, states are told apart by that.
-        if goal.restriction is None:
-            vectors, switched = relabelled(goal.density, vectors, goal.entries)
-        posterior = draws(vectors, found, goal.entries)
+        moved, switched = relabelled(goal.density, vectors, goal.entries)
+        # States that are in an order already, or not alike because of what is tied, stay as they are.
+        if goal.restriction is not None and not goal.restriction.holds(moved[..., goal.free]):
+            moved, switched = vectors, 0
+        posterior = draws(moved, found, goal.entries)
         vector, log = posterior.vector, heights.reshape(-1)
         error = float(log.std() / np.sqrt(agreement(heights[..., None].numpy())[1][0]))
         flat = [e.name for e in goal.entries if e.is_param]

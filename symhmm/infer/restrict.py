@@ -61,6 +61,11 @@ class Restriction:
             u[c] = torch.cat([values[:1], (torch.maximum(gaps, least) if broken else gaps).log()])
         return u
 
+    def holds(self, x: Tensor) -> bool:
+        """Whether all vectors of free coordinates, shape (*, n_x), keep to it."""
+        u = x[..., self.first]
+        return torch.equal(u[..., self.source], x) and all(bool((u[..., c].diff() > 0).all()) for c in self.chains)
+
     @property
     def limited(self) -> Tensor:
         """Places of the free coordinates that are tied or ordered, shape (k,)."""
