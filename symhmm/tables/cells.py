@@ -41,16 +41,13 @@ def tensors_of(
         times[long.step, long.session, long.subject] = long.times
         times = times if long.sessions is not None else times[:, 0]
     groups = {n: torch.as_tensor(x) for n, x in long.groups.items()}
-    levels = {n: x for n, x in long.levels.items() if n != spec.states}
-    if spec.states is not None:
-        levels[spec.states] = long.levels[spec.states]
     return {
         "streams": streams,
         "lengths": lengths if long.sessions is not None else lengths[0],
         "covariates": {n: put(long.values[n]) for n in spec.covariates},
         "groups": groups,
         "states": None if spec.states is None else put(long.values[spec.states], long.missing[spec.states], -1),
-        "levels": levels,
+        "levels": long.levels,
         "rows": put(long.row, fill=-1),
         "labels": Labels(
             long.ids,

@@ -72,19 +72,23 @@ def as_dates(column: Column) -> np.ndarray:
     """Dates, shape (R,), datetime64[ns]. Raises `DataError` for text that is no date."""
     if column.kind == "time":
         return column.values
-    bad = []
-    for i, text in enumerate(column.values):
-        try:
-            np.datetime64(text)
-        except ValueError:
-            bad.append(i)
-    if bad:
-        raise DataError(
-            f"column {column.name!r} has times that are neither numbers nor dates.",
-            details=[values_text(column.values[bad], np.array(bad))],
-            suggestion="dates such as 2014-02-11 10:34:58, or numbers",
-        )
-    return column.values.astype("datetime64[ns]")
+    try:
+        return column.values.astype("datetime64[ns]")
+    except ValueError:
+        bad = [i for i, text in enumerate(column.values) if not _is_date(text)]
+    raise DataError(
+        f"column {column.name!r} has times that are neither numbers nor dates.",
+        details=[values_text(column.values[bad], np.array(bad))],
+        suggestion="dates such as 2014-02-11 10:34:58, or numbers",
+    )
+
+
+def _is_date(text: str) -> bool:
+    try:
+        np.datetime64(text)
+    except ValueError:
+        return False
+    return True
 
 
 def as_seconds(step: Any, dates: bool) -> float:
