@@ -138,8 +138,10 @@ def _take_apart(x: Any, tensors: list[Tensor]) -> Hashable:
     if isinstance(x, Tensor):
         tensors.append(x)
         return x.shape, x.dtype, tuple(step == 0 for step in x.stride())
-    if x is None or isinstance(x, (bool, int, float, str)):
+    if type(x) in (bool, int, float, str, type(None)):
         return type(x), x
+    if isinstance(x, torch.Size):
+        return x
     if isinstance(x, (list, tuple)):
         return type(x), *(_take_apart(part, tensors) for part in x)
     if isinstance(x, (Distribution, Transform)) and type(x).__module__.startswith(_KNOWN):

@@ -49,6 +49,7 @@ _ASIDE = {
 }  # fmt: skip
 _FRESH = {"zeros", "ones", "full", "empty", "eye", "clone"} | SHAPE_ONLY
 _NONE: frozenset[str] = frozenset()
+_ATOMS = {int, float, bool, str, type(None), type(...), torch.dtype, torch.device}  # most arguments that are no tensors
 _IN_PLACE = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__iand__", "__ior__", "__ixor__"}
 
 
@@ -220,6 +221,8 @@ def _sort(xs: Any, tensors: list[Tensor]) -> bool:
     for x in xs.values() if isinstance(xs, dict) else xs:
         if isinstance(x, Tensor):
             tensors.append(x)
+        elif type(x) in _ATOMS:
+            pass
         elif isinstance(x, (tuple, list, dict)):
             timed |= _sort(x, tensors)
         elif isinstance(x, slice):
