@@ -105,3 +105,14 @@ def test_padding_ends_the_best_path_in_stages():
     for site, x in both[0].items():
         assert torch.equal(x.values, both[1][site].values) and bool((x.values[~mask] == -1).all())
     assert_close(both[0].log_prob, both[1].log_prob, rtol=1e-10, atol=1e-10)
+
+
+def test_messages_that_outgrow_the_memory_are_made_again_in_stages(monkeypatch):
+    arguments = data(6, 3, 3)
+    one = symhmm.compile(factorial, *arguments, strategy="stages")
+    monkeypatch.setattr("symhmm.compiler.plan.KEPT", 1000)
+    two = symhmm.compile(factorial, *arguments)
+    assert [chain_of(d).strategy for d in (one, two)] == ["stages", "stages in segments"]
+    assert "messages made twice" in chain_of(two).why
+    assert_close(one.log_prob({}), two.log_prob({}), rtol=1e-12, atol=1e-12)
+    assert_close(smooth(one, {})["z1_{time}"].values, smooth(two, {})["z1_{time}"].values, rtol=1e-10, atol=1e-10)

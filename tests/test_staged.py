@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from symhmm.chains.operator import chain_message
+from symhmm.chains.operator import chain_message, staged_message
 from symhmm.chains.staged import call_of
 from symhmm.chains.stages import Stages, arranged, dense
 
@@ -102,3 +102,21 @@ def test_the_cheapest_order_costs_what_it_should():
     stages, _ = arranged((2, 3), CASES["the second looks at the first, now"][1])
     assert [s.out for s in stages.stages] == [3, 2]
     assert Stages.decoded(stages.encoded()) == stages
+
+
+@pytest.mark.parametrize("timed", ["shared", "every step"])
+def test_segments_make_the_messages_again(timed, monkeypatch):
+    stages, (transition, emission, _) = case("a ring", [9], 40, timed, holes=0.1)
+    factors = [x.detach() for x in transition.split(list(stages.entries), -1)]
+    monkeypatch.setattr("symhmm.chains.operator.BUDGET", 9 * 8 * 8 * 7)
+    _, ends = torch.ops.symhmm.stages_in_segments(
+        transition.detach(), emission.detach(), torch.zeros(1, 8).double(), 40, 6, stages.encoded()
+    )
+    assert ends.shape == (9, 6, 8)
+    found = []
+    for segments in (True, False):
+        inputs = [x.clone().requires_grad_() for x in (*factors, emission.detach())]
+        message = staged_message(inputs[:-1], inputs[-1], 40, stages, segments=segments)
+        found.append((message, *torch.autograd.grad(torch.where(message.isfinite(), message, 0).sum(), inputs)))
+    for a, b in zip(*found, strict=True):
+        assert_close(a, b, rtol=1e-10, atol=1e-10)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from symhmm.chains import reference
 from symhmm.chains.layout import common_batch
-from symhmm.chains.registered import best, best_in_stages, chain, chain_in_segments, chain_in_stages
+from symhmm.chains.registered import best, best_in_stages, chain, chain_in_segments, chain_in_stages, stages_in_segments
 from symhmm.chains.stages import Stages, dense, joined
 from symhmm.errors import ShapeError, SymhmmError
 from symhmm.semiring import LOG, MAX, Semiring
@@ -86,7 +86,13 @@ def chain_message(
 
 
 def staged_message(
-    factors: Sequence[Tensor], emission: Tensor | None, length: int, stages: Stages, semiring: Semiring = LOG
+    factors: Sequence[Tensor],
+    emission: Tensor | None,
+    length: int,
+    stages: Stages,
+    semiring: Semiring = LOG,
+    *,
+    segments: bool = False,
 ) -> Tensor:
     """The message of several chains whose transitions are factors of their own, over their joint state before the first step.
 
@@ -96,6 +102,7 @@ def staged_message(
         length: n.
         stages: in which order they are multiplied and summed out.
         semiring: `LOG` sums over the paths, `MAX` takes the best one.
+        segments: keep the messages of one segment of the steps at a time, and make them again in the gradient.
 
     Returns:
         shape (*batch, S), nats.
@@ -110,9 +117,16 @@ def staged_message(
     if emission is None:
         emission = transition.new_zeros(*lead, 1, stages.states)
     terminal = transition.new_zeros(*lead, stages.states)
+    message: Tensor
     operator = {LOG: chain_in_stages, MAX: best_in_stages}.get(semiring)
     if operator and transition.device.type == "cpu" and transition.dtype in (torch.float32, torch.float64):
-        message: Tensor = operator(transition, emission, terminal, length, stages.encoded())[0]
+        inputs, code = (transition, emission, terminal, length), stages.encoded()
+        if segments and semiring == LOG:
+            rows = prod(common_batch(transition.shape[:-2], emission.shape[:-2]))
+            count = _segments(rows * stages.states * transition.dtype.itemsize, length)
+            message = stages_in_segments(*inputs, count, code)[0]
+        else:
+            message = operator(*inputs, code)[0]
         return message
     return chain_message(dense(transition, stages), emission, terminal, length=length, semiring=semiring)
 
@@ -130,8 +144,12 @@ def _kernel(transition: Tensor, history: int, semiring: Semiring) -> Callable[..
 def segment_count(transition: Tensor, emission: Tensor, terminal: Tensor, length: int) -> int:
     """Into how many segments a chain is cut so that the messages of each stay within `BUDGET`; at least 2 if it can be."""
     rows = common_batch(transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1])
-    wanted = ceil(prod(rows) * length * transition.shape[-2] * transition.dtype.itemsize / BUDGET)
-    return min(length, max(2, wanted))
+    return _segments(prod(rows) * transition.shape[-2] * transition.dtype.itemsize, length)
+
+
+def _segments(step: int, length: int) -> int:
+    """The same for messages of ``step`` bytes each."""
+    return min(length, max(2, ceil(step * length / BUDGET)))
 
 
 def _align(

@@ -103,6 +103,33 @@ def chain_in_stages_backward(
 
 
 @_operator
+def stages_in_segments(
+    transition: Tensor, emission: Tensor, terminal: Tensor, length: int, segments: int, stages: list[int]
+) -> tuple[Tensor, Tensor]:
+    """The message of `chain_in_stages`, and what `chain_in_segments` keeps for the gradient."""
+    from symhmm.chains import segments as cpu
+
+    return cpu.forward(transition, emission, terminal, length, segments, stages)
+
+
+@_operator
+def stages_in_segments_backward(
+    weight: Tensor,
+    transition: Tensor,
+    emission: Tensor,
+    terminal: Tensor,
+    ends: Tensor,
+    length: int,
+    segments: int,
+    stages: list[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of ``(weight * message).sum()`` in the shapes of transition, emission and terminal."""
+    from symhmm.chains import segments as cpu
+
+    return cpu.backward(weight, transition, emission, terminal, ends, length, segments, stages)
+
+
+@_operator
 def best_in_stages(
     transition: Tensor, emission: Tensor, terminal: Tensor, length: int, stages: list[int]
 ) -> tuple[Tensor, Tensor]:
@@ -187,6 +214,14 @@ def _(transition: Tensor, emission: Tensor, terminal: Tensor, length: int, stage
     return message, layout.messages(transition), layout.scales(transition)
 
 
+@stages_in_segments.register_fake
+def _(
+    transition: Tensor, emission: Tensor, terminal: Tensor, length: int, segments: int, stages: list[int]
+) -> tuple[Tensor, ...]:
+    batch, states = common_batch(transition.shape[:-2], emission.shape[:-2], terminal.shape[:-1]), emission.shape[-1]
+    return transition.new_empty([*batch, states]), transition.new_empty([*batch, segments, states])
+
+
 @best_in_stages.register_fake
 def _(transition: Tensor, emission: Tensor, terminal: Tensor, length: int, stages: list[int]) -> tuple[Tensor, ...]:
     batch = common_batch(transition.shape[:-2], emission.shape[:-2], terminal.shape[:-1])
@@ -262,5 +297,6 @@ def _register(forward: Any, backward: Any, outputs: int, fake: Any = _fake_gradi
 _register(chain, chain_backward, outputs=4, fake=_fake_chain_gradients)
 _register(chain_in_segments, chain_in_segments_backward, outputs=2, fake=_fake_chain_gradients)
 _register(chain_in_stages, chain_in_stages_backward, outputs=3)
+_register(stages_in_segments, stages_in_segments_backward, outputs=2, fake=_fake_chain_gradients)
 _register(best_in_stages, best_in_stages_backward, outputs=2)
 _register(best, best_backward, outputs=2)

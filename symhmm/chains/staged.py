@@ -113,7 +113,12 @@ def call_for(
 
 
 def forward(
-    transition: Tensor, emission: Tensor, terminal: Tensor, length: int, code: list[int]
+    transition: Tensor,
+    emission: Tensor,
+    terminal: Tensor,
+    length: int,
+    code: list[int],
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Message (*batch, S), and for the gradient: `Layout.messages` and `Layout.scales`.
 
@@ -123,15 +128,16 @@ def forward(
         terminal: shape (*batch, S), nats.
         length: n.
         code: of the `Stages`.
+        dtype: of the message, if not that of the terms.
     """
     call = call_for((transition, emission, terminal), length, Stages.decoded(code))
-    return run_forward(call, transition, emission, terminal)
+    return run_forward(call, transition, emission, terminal, dtype)
 
 
 def run_forward(
     call: Call, transition: Tensor, emission: Tensor, terminal: Tensor, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`forward` of a prepared call; the message has the dtype of the terms, or another one."""
+    """`forward` of a prepared call."""
     layout = call.layout
     messages, scales = layout.messages(transition), layout.scales(transition)
     message = transition.new_empty([*layout.batch, layout.states], dtype=dtype)

@@ -124,7 +124,9 @@ def _chain(parts: dict[int, Named], step: ChainContract, semiring: Semiring) -> 
 
     if step.stages:
         factors, emission = stage_terms(parts, step)
-        message = staged_message(factors, emission, step.length, step.stages, semiring)
+        message = staged_message(
+            factors, emission, step.length, step.stages, semiring, segments=step.strategy != "stages"
+        )
     else:
         emission = flat(step.emission, list(step.current), states, [one_step]) if step.emission else None
         transition = flat(

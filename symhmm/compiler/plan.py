@@ -158,16 +158,18 @@ class _Planner:
         cost = states ** (lag + 1)
         stages: Stages | None = None
         groups: tuple[tuple[int, ...], ...] = ()
-        if lag == 1 and len(current) > 1 and strategy == "kernel" and self.strategy != "kernel":
+        if lag == 1 and len(current) > 1 and self.strategy in ("auto", "stages"):
             numbers = {n: i for i, n in enumerate((*previous[0], *current))}
             sizes = [self.sizes[n] for n in current]
             stages, groups = arranged(sizes, [[numbers[k] for k in o.inputs if k in numbers] for o in transition])
             if self.strategy == "auto" and stages.cost * STAGED > cost:
                 stages, groups = None, ()
             else:
-                cost, strategy = stages.cost, "stages"
+                again = "; messages made twice" if strategy == "segments" else ""
+                cost, strategy = stages.cost, "stages in segments" if strategy == "segments" else "stages"
                 why = (
                     f"{rows} rows x {chain.length} steps x {len(sizes)} chains, {cost} products a step, not {states**2}"
+                    f"{again}"
                 )
         elements = kept + own_rows * (chain.length if varying else 1) * cost
         step = ChainContract(
