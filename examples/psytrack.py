@@ -7,7 +7,7 @@ its own on what it hears and on what it did before (Ashwood et al. 2022, Nature 
 
 States are summed out exactly. The likelihood may grow without end where a state follows a rule without mistakes, so
 weights have a wide normal prior, and the most probable values are taken, from several starts. Data: Akrami et al. (2018),
-Nature 554, distributed with psytrack. Run as
+Nature 554, distributed with psytrack; without --data a small table is made up. Run as
 
     python examples/psytrack.py --data psytrack_rat_W053.csv --plot psytrack.png
 """

@@ -111,3 +111,13 @@ def test_what_is_refused_names_columns_and_rows():
     ]:
         with pytest.raises(error, match=words):
             make()
+
+
+def test_tables_have_correlations_and_not_their_factors():
+    fit = HierarchicalRegression("y ~ x + (1 + x | id)").fit(simulated(), restarts=1)
+    assert fit.fixed_effects()["name"] == ("Intercept", "x", "sd", "sd of Intercept", "sd of x")
+    components = fit.variance_components()
+    assert components["component"] == ("sd Intercept", "sd x", "correlation Intercept, x")
+    assert components["estimate"][2] == pytest.approx(float(fit.values["corr"][1, 0]), abs=1e-6)
+    text = str(fit.summary())
+    assert "corr[" not in text and "own[" not in text and repr(components) in text

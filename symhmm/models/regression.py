@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -33,7 +33,9 @@ class RegressionFit(Fit):
 
     def fixed_effects(self) -> Table:
         """As `Fit.fixed_effects`, with the names of columns."""
-        return self._renamed(super().fixed_effects())
+        table = self._renamed(super().fixed_effects())
+        # Factors of correlations say nothing by themselves: `variance_components` has the correlations.
+        return replace(table, rows=tuple(r for r in table.rows if not r[0].startswith("corr[")))
 
     def random_effects(self, plate: str | None = None) -> Table:
         """As `Fit.random_effects`, with the names of groups and columns."""
@@ -41,12 +43,20 @@ class RegressionFit(Fit):
 
     def summary(self) -> Summary:
         """As `Fit.summary`, with names."""
-        plain = super().fixed_effects()
-        return Summary(super().summary().text.replace(repr(plain), repr(self._renamed(plain))))
+        text = super().summary().text.replace(repr(super().fixed_effects()), repr(self.fixed_effects()))
+        if any(e.plates for e in self.density.layout.entries):
+            text = text.replace(repr(super().variance_components()), repr(self.variance_components()))
+        return Summary(text)
+
+    def variance_components(self) -> Table:
+        """As `Fit.variance_components`, with the names of columns."""
+        return self._renamed(super().variance_components())
 
     def _renamed(self, table: Table) -> Table:
-        rows = tuple((self.names.get(row[0], row[0]), *row[1:]) for row in table.rows)
-        return Table(table.columns, rows)
+        def new(text: str) -> str:
+            return self.names.get(text) or re.sub(r"own\[\d+\]", lambda m: self.names.get(m[0], m[0]), text)
+
+        return replace(table, rows=tuple((new(row[0]), *row[1:]) for row in table.rows))
 
 
 @dataclass(frozen=True)
@@ -142,6 +152,7 @@ class HierarchicalRegression(Model):
         found, names = super().fit(data, method=method, seed=seed, **options), self._read(data)[1]
         renamed = {f"fixed[{i}]": c for i, c in enumerate(names.fixed)}
         renamed |= {f"spread[{q}]": f"sd of {c}" for q, c in enumerate(names.random)}
+        renamed |= {f"own[{q}]": c for q, c in enumerate(names.random)}
         renamed |= {
             f"own[{g}, {q}]": f"{group} {c}" for g, group in enumerate(names.groups) for q, c in enumerate(names.random)
         }
