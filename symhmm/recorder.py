@@ -83,8 +83,8 @@ class Recorder(TorchDispatchMode):
 
     def _known(self, x: Tensor, node: fx.Node) -> Tensor:
         x._symhmm_node = (self, node)  # type: ignore[attr-defined]
-        # Shape, strides and dtype, for passes over the graph.
-        node.meta["val"] = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+        if x.layout == torch.strided:  # shape, strides and dtype, for passes over the graph
+            node.meta["val"] = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
         return x
 
     def _nodes(self, x: Any) -> Any:

@@ -43,6 +43,13 @@ def test_graphs_equal_the_function_at_other_inputs(f) -> None:
         assert_close(module(v, d)[0], f(v, d))
 
 
+def test_sparse_tensors_are_recorded_as_well() -> None:
+    eye = torch.eye(3).to_sparse()
+    module = record(lambda values, data: [torch.sparse.mm(eye, values[0])], [torch.ones(3, 2)], [])
+    v = torch.randn(3, 2)
+    assert_close(module(v)[0], v)
+
+
 def test_the_same_tensor_given_twice_is_two_inputs() -> None:
     y = torch.ones(2)
     module = record(lambda values, data: [values[0] * data[0] - data[1]], [y], [y, y])
