@@ -147,3 +147,5 @@ def test_chains_whose_messages_outgrow_memory_make_them_again():
     assert strategy == "segments" and "2.98 GiB" in why and kept < 50 * 1_000_000 * 8
     assert choose_strategy("auto", 50, 1_000, 8, 1)[0] == "kernel"
     assert choose_strategy("kernel", 50, 1_000_000, 8, 1)[0] == "kernel"
+    few = "a list of the possible moves if they are few"
+    assert few in choose_strategy("auto", 4, 100, 60, 1)[1] and few not in choose_strategy("auto", 4, 100, 8, 1)[1]
