@@ -67,6 +67,42 @@ def test_ctrl_c_returns_what_there_is():
     assert 2 not in found
 
 
+@pytest.mark.parametrize("when", [1, 30, 400, 1500])
+def test_what_is_raised_in_a_chain_ends_all_of_them(when):
+    """Ctrl-C gives the draws before it, which are those of an undisturbed chain; anything else is raised."""
+    starts, seeds = [np.ones(2)] * 2, [1, 2]
+    whole, _ = sample(normal, WHERE, starts, seeds, tune=50, draws=200, **OPTIONS)
+
+    def density(what):
+        count = 0
+
+        def evaluate(x):
+            nonlocal count
+            count += 1
+            if count == when:
+                raise what
+            return normal(x)
+
+        return evaluate
+
+    found, stopped = sample(density(KeyboardInterrupt()), WHERE, starts, seeds, tune=50, draws=200, **OPTIONS)
+    assert stopped
+    assert sum(len(c.points) for c in found.values()) < 400
+    for i, chain in found.items():
+        assert np.array_equal(chain.points, whole[i].points[: len(chain.points)])
+    assert bool(found) == (when > 200)
+    with pytest.raises(ZeroDivisionError):
+        sample(density(ZeroDivisionError()), WHERE, starts, seeds, tune=50, draws=200, **OPTIONS)
+
+
+def test_what_a_listener_raises_is_raised():
+    def tick():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        sample(normal, WHERE, [np.ones(2)], [1], tune=20, draws=20, tick=tick, **OPTIONS)
+
+
 def test_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "nutpie", None)
     with pytest.raises(FitError, match=r"needs the package nutpie.*\n.*pip install 'symhmm\[nuts\]'"):

@@ -98,8 +98,9 @@ def sample(
         while waiting or running:
             while waiting and len(running) < cores:
                 i = waiting.pop(0)
-                running[i] = _Run(evaluate, where, starts[i], tick, tune)
-                running[i].begin(seeds[i], tune=tune, draws=draws, target_accept=target_accept, maxdepth=max_depth)
+                run = _Run(evaluate, where, starts[i], tick, tune)
+                run.begin(seeds[i], tune=tune, draws=draws, target_accept=target_accept, maxdepth=max_depth)
+                running[i] = run  # from here on Ctrl-C finds a sampler to ask
             for i, run in list(running.items()):
                 try:
                     chain = _chain(partial(run.sampler.wait, timeout=PAUSE), where)
