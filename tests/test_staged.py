@@ -5,7 +5,6 @@ import torch
 from torch.testing import assert_close
 
 from symhmm.chains.operator import chain_message, staged_message
-from symhmm.chains.staged import call_of
 from symhmm.chains.stages import Stages, arranged, dense
 
 # Sizes of the chains, and the variables of each transition factor: 0..M-1 before the step, M..2M-1 after it.
@@ -74,13 +73,11 @@ def test_several_threads_do_the_same(timed, monkeypatch):
     found = []
     for threads in (1, 3):
         torch.set_num_threads(threads)
-        call_of.cache_clear()
         stages, inputs = case("a ring", [50], 7, timed, holes=0.2)
         message = torch.ops.symhmm.chain_in_stages(*inputs, 7, stages.encoded())[0]
         total = torch.where(message.isfinite(), message, 0).sum()
         found.append((message, *torch.autograd.grad(total, inputs)))
     torch.set_num_threads(before)
-    call_of.cache_clear()
     for a, b in zip(*found, strict=True):
         assert_close(a, b, rtol=1e-12, atol=1e-12)
 

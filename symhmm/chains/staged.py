@@ -43,7 +43,7 @@ class Call:
         """Weights of all stages of a step."""
         return int(self.entry.size)
 
-    @cached_property
+    @property
     def parts(self) -> list[tuple[int, int]]:
         """Groups of lanes that go through the recursion as one task."""
         groups = self.layout.padded // self.layout.width
