@@ -1,7 +1,8 @@
 """Posteriors: the default guide of ``svi`` beside NUTS, on the model of `benchmarks.nuts`, value by value.
 
 For each population value, and over the individuals for each of their effects: how far the means are apart in standard
-deviations of NUTS, and the ratio of standard deviations, with the Monte Carlo error of NUTS. Run as
+deviations of NUTS, and the ratio of standard deviations, with the Monte Carlo error of NUTS; ``guide alone`` is the ratio of
+the guide's draws without their weights. Run as
 
     python -m benchmarks.posteriors --data sim_mixed.csv
 """
@@ -18,13 +19,14 @@ import symhmm
 from benchmarks.nuts import NAMES, model, read
 from symhmm.infer.draws import agreement
 from symhmm.tables.results import Table, label
+from symhmm.tables.reweighted import Reweighted
 
 CERTAIN = 0.05  # relative error of a standard deviation up to which NUTS counts as certain
 NARROW = 0.9  # ratio of standard deviations below which the guide counts as too narrow
 
 
 def compare(data: str, draws: int, seed: int, native: bool) -> Table:
-    """The table: name, mean and standard deviation by NUTS and by the guide, their ratio, its error, and a remark."""
+    """The table: name, mean and standard deviation by NUTS and by SVI, their ratio, its error, that of the guide, a remark."""
     density = symhmm.compile(model, torch.from_numpy(read(data)))
     exact = symhmm.fit(density, method="nuts", draws=draws, seed=seed, native=native)
     guide = symhmm.fit(density, method="svi", seed=seed)
@@ -41,15 +43,29 @@ def compare(data: str, draws: int, seed: int, native: bool) -> Table:
     # The error of a standard deviation is that of the mean of squares.
     squares = ((x - x.mean(0)) ** 2).reshape(*chains.shape[:2], -1)
     error = 0.5 * squares.std((0, 1)) / x.var(0) / np.sqrt(agreement(squares)[1])
-    q = columns(guide.estimate.posterior.sample(4000))
+    posterior = guide.estimate.posterior
+    q = columns(posterior.sample(4000))
+    alone = columns(posterior.guide.sample(4000)) if isinstance(posterior, Reweighted) else q
     rows = []
     for i, name in enumerate(names):
         ratio = q[:, i].std() / x[:, i].std()
-        remark = "" if error[i] > CERTAIN or ratio > NARROW else "guide too narrow"
+        remark = "" if error[i] > CERTAIN or ratio > NARROW else "too narrow"
         shift = (q[:, i].mean() - x[:, i].mean()) / x[:, i].std()
-        numbers = (x[:, i].mean(), x[:, i].std(), q[:, i].mean(), q[:, i].std(), shift, ratio, error[i])
+        numbers = (x[:, i].mean(), x[:, i].std(), q[:, i].mean(), q[:, i].std(), shift, ratio, error[i],
+                   alone[:, i].std() / x[:, i].std())  # fmt: skip
         rows.append((name, *map(float, numbers), remark if error[i] <= CERTAIN else "nuts uncertain"))
-    columns_ = ("name", "nuts mean", "nuts sd", "svi mean", "svi sd", "shift / sd", "sd ratio", "+-", "remark")
+    columns_ = (
+        "name",
+        "nuts mean",
+        "nuts sd",
+        "svi mean",
+        "svi sd",
+        "shift / sd",
+        "sd ratio",
+        "+-",
+        "guide alone",
+        "remark",
+    )
     return Table(columns_, tuple(rows))
 
 
@@ -62,9 +78,8 @@ def short(table: Table) -> Table:
         middle = [float(np.median([r[c] for r in own])) for c in range(1, 5)]
         worst = float(shift[np.abs(shift).argmax()])
         ends = f"sd ratio of individuals {ratio.min():.2f} to {ratio.max():.2f}"
-        rows.append(
-            (f"b[:, {k}]", *middle, worst, float(np.median(ratio)), float(np.median([r[7] for r in own])), ends)
-        )
+        others = (float(np.median([r[c] for r in own])) for c in (7, 8))
+        rows.append((f"b[:, {k}]", *middle, worst, float(np.median(ratio)), *others, ends))
     return Table(table.columns, tuple(rows))
 
 

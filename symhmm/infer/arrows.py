@@ -45,8 +45,8 @@ def following(
 
 
 def can_follow(blocks: tuple[Block, ...]) -> bool:
-    """Whether there are values of the population, and few enough to be followed."""
-    return bool(blocks) and not blocks[0].plates and blocks[0].index.numel() <= LARGEST_FULL
+    """Whether there are effects, and values of the population that are few enough to be followed."""
+    return len(blocks) > 1 and not blocks[0].plates and blocks[0].index.numel() <= LARGEST_FULL
 
 
 def spreads(goal: Target, blocks: tuple[Block, ...]) -> set[str]:

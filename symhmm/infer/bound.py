@@ -22,7 +22,9 @@ AT_ONCE = 50  # draws in one batch, if the data are not large
 ELEMENTS = 2e6  # observed values times draws in one batch
 ENOUGH = 1000  # draws of the posterior that weighted ones are to be worth
 MORE = 8  # times as many draws as were asked for, at most
-EXACT = 0.99  # share of the draws that they are worth from which the guide is as good as the posterior
+WIDER = 2.5  # times as far out
+WIDE = 5  # one of so many draws has a number from there
+EXACT = 0.01  # variance of log-weights, nats squared, below which the guide is as good as the posterior
 FEWEST = 100  # draws that weighted ones must be worth
 KEPT = 1e7  # numbers in the draws that are kept
 
@@ -35,7 +37,8 @@ class Bound:
         bound: mean of ``log p - log q``, nats; ``error`` is its standard error.
         marginal: importance-weighted estimate of the log-likelihood and its standard error, nats (Burda, Grosse and
             Salakhutdinov 2016). Its expectation is below the truth and approaches it with the number of draws.
-        importance: weights of the draws as draws of the posterior; None where weights are averaged member by member.
+        importance: weights of the draws as draws of the posterior; of the worst member where they are averaged member by member.
+        member: which that is.
         vectors: the draws, shape (draws, size), where they are few enough to be kept.
     """
 
@@ -44,6 +47,7 @@ class Bound:
     marginal: tuple[float, float] | None
     importance: Importance | None = None
     vectors: Tensor | None = None
+    member: int | None = None
 
 
 def evaluate_bound(
@@ -53,8 +57,9 @@ def evaluate_bound(
 
     Where all latents are random effects of one plate, its members are independent given the parameters, and the weights
     are averaged member by member: their error then does not grow with the number of members' dimensions together.
-    Elsewhere the draws have one weight each. Until these are worth `ENOUGH` draws of the posterior, there are up to eight
-    times as many, unless weights say little however many there are.
+    Elsewhere the draws have one weight each. A fifth of them have one value of the population drawn from wider tails, so that
+    a tail that the guide lacks does not decide about all weights (Owen and Zhou 2000). Until they are worth `ENOUGH` draws
+    of the posterior, there are up to eight times as many, unless weights say little however many there are.
     """
     generator = torch.Generator().manual_seed(seed)
     size = max(1, min(AT_ONCE, draws, int(ELEMENTS // max(count_observations(goal.density), 1))))
@@ -66,42 +71,62 @@ def evaluate_bound(
 
     noise = more()
     if isinstance(made, PyroGuide):
-        return _summarised(_by_pyro(goal, made, phi, noise)[:draws], 0.0)
+        weights = _by_pyro(goal, made, phi, noise)[:draws]
+        return replace(_summarised(weights, 0.0), importance=_finite(weights[:, 0]))
     plates = made.blocks[0].plates
     if len(made.blocks) == 1 and len(plates) == 1 and (batches is None or plates == (batches.plate,)):
         weights, outside = _rows(goal, made, phi, noise, batches)
-        return _summarised(weights[:draws], outside)
+        weights = weights[:draws]
+        worst = int(weights.var(0).argmax())
+        return replace(_summarised(weights, outside), importance=_finite(weights[:, worst]), member=worst)
     evaluate = _totals(goal, made, phi, noise[0], batches)
     with torch.no_grad():
-        weights = torch.cat([evaluate(e) for e in noise])
-        while len(noise) * size < MORE * draws and _promising(weights):
-            extra = more()
-            noise, weights = noise + extra, torch.cat([weights, *(evaluate(e) for e in extra)])
-        if not bool(weights.isfinite().all()):
-            return _summarised(weights[:, None], 0.0)
-        found, vectors = importance(weights), None
+        own, wide, used = torch.zeros(0).to(phi), torch.zeros(0).to(phi), list[Tensor]()
+        while True:
+            wider = [_widened(made, e, generator) for e in noise[:: WIDE - 1]]
+            own, wide = torch.cat([own, *map(evaluate, noise)]), torch.cat([wide, *map(evaluate, wider)])
+            used = [torch.cat([*used[:1], *noise]), torch.cat([*used[1:], *wider])]
+            if not bool(own.isfinite().all() and wide.isfinite().all()) or float(own.var()) < EXACT:
+                return _summarised(own[:, None], 0.0)
+            drawn = torch.cat(used)
+            weights = torch.cat([own, wide]) - _widening(made, drawn, wide.numel() / drawn.shape[0])
+            found = importance(weights)
+            if own.numel() >= MORE * draws or found.effective >= ENOUGH or found.k >= 1:
+                break
+            noise = more()
+        vectors = None
         if weights.numel() * made.origin.numel() <= KEPT:
-            vectors = torch.cat([torch.func.vmap(made.draw, in_dims=(None, 0))(phi, e) for e in noise])
-    return replace(_summarised(weights[:, None], 0.0), importance=found, vectors=vectors)
+            vectors = torch.cat([torch.func.vmap(made.draw, in_dims=(None, 0))(phi, e) for e in drawn.split(size)])
+    value, spread = _log_mean(weights[:, None].double())
+    return replace(_summarised(own[:, None], 0.0), marginal=(value, spread), importance=found, vectors=vectors)
+
+
+def _widened(made: Guide, noise: Tensor, generator: torch.Generator) -> Tensor:
+    """The same noise with one number in each row, of those that the first block is drawn from, `WIDER` times as large."""
+    rows = torch.arange(len(noise))
+    columns = torch.randint(made.blocks[0].noise_size, (len(noise),), generator=generator)
+    return noise.index_put((rows, columns), WIDER * noise[rows, columns])
+
+
+def _widening(made: Guide, noise: Tensor, share: float) -> Tensor:
+    """Log-density of noise of which a ``share`` is widened, relative to a standard normal one, shape (draws,)."""
+    first = noise[:, : made.blocks[0].noise_size]
+    ratio = (0.5 * first.square() * (1 - WIDER**-2)).exp() / WIDER
+    return (1 - share + share * ratio.mean(1)).log()
 
 
 def corrected(posterior: Drawable, found: Bound) -> Drawable:
-    """The guide's own draws with their weights where these change anything and can be relied on; else the guide as it is."""
+    """The guide's draws with their weights where these can be relied on, else the guide as it is."""
     weights = found.importance
     if not isinstance(posterior, Posterior) or weights is None or found.vectors is None or not weights.reliable:
         return posterior
-    drawn = len(weights.weights)
-    if weights.effective > EXACT * drawn or weights.effective < FEWEST:
+    if weights.effective < FEWEST:
         return posterior
     return Reweighted(posterior, found.vectors, weights.weights.to(found.vectors))
 
 
-def _promising(weights: Tensor) -> bool:
-    """Whether more draws are wanted, and of use."""
-    if not bool(weights.isfinite().all()):
-        return False
-    found = importance(weights)
-    return found.effective < ENOUGH and found.k < 1
+def _finite(weights: Tensor) -> Importance | None:
+    return importance(weights) if bool(weights.isfinite().all()) else None
 
 
 def _summarised(weights: Tensor, outside: float) -> Bound:

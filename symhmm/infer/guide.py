@@ -21,6 +21,7 @@ SLOWER = (
     0.1  # share of the rate at which slopes in the population's values move: they are many, and their noise adds up
 )
 STEADY = 0.3  # the same for likelihoods that are known from the curvature, since noise carries away what matters little
+BENT = (2.0, 1.5)  # largest skew, and logarithm of the lightest and heaviest tail
 FAMILIES = ("full", "meanfield", "low_rank")
 
 
@@ -243,7 +244,7 @@ class Guide:
             own=prior.own + pace * b.unit * pieces[0].reshape(m, d),
             own_slope=SLOWER * b.unit[..., None] * pieces[3].reshape(m, d, -1) / first.unit[0],
             likelihood=prior.root @ ((-pace * pieces[1]).exp().reshape(m, d, 1) * _lower(pace * pieces[2], m, d)),
-            bends=Bends(pieces[4].reshape(m, d), pieces[5].reshape(m, d)),
+            bends=_bends(pieces, m, d),
         )
 
     def block_moments(self, b: Block, pieces: Sequence[Tensor], phi: Tensor) -> Moments:
@@ -251,7 +252,7 @@ class Guide:
         m, d = b.index.shape
         loc = self.origin[b.index] + b.unit * pieces[0].reshape(m, d)
         scale = b.unit * pieces[1].reshape(m, d).exp()
-        bends = Bends(pieces[4].reshape(m, d), pieces[5].reshape(m, d)) if b.bent else None
+        bends = _bends(pieces, m, d) if b.bent else None
         if b.family == "full" and d > 1:
             return Moments(loc, scale, root=scale[..., None] * _lower(pieces[2], m, d), bends=bends)
         if b.family == "low_rank":
@@ -334,6 +335,12 @@ def _family(family: str | Mapping[str, str], plates: tuple[str, ...]) -> str:
         return family
     own = [family[p] for p in (plates or ("",)) if p in family]
     return own[0] if own else "full"
+
+
+def _bends(pieces: Sequence[Tensor], m: int, d: int) -> Bends:
+    """Skews and tails within bounds, so that no draw is far out of all proportion."""
+    skew, log_tail = (k * torch.tanh(x.reshape(m, d) / k) for x, k in zip(pieces[4:6], BENT, strict=True))
+    return Bends(skew, log_tail)
 
 
 def _pattern(m: int, d: int, rank: int) -> Tensor:

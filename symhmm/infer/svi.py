@@ -46,7 +46,7 @@ def run(
     seed: int = 0,
     restarts: int = 4,
     steps: int = 3000,
-    cooldown: int = 200,
+    cooldown: int = 300,
     lr: float = 0.05,
     schedule: Schedule = "plateau",
     clip: float = 10.0,
@@ -60,7 +60,7 @@ def run(
     The run starts from the best of ``restarts`` maxima without random effects (see `symhmm.infer.warm`). The rate stays
     at ``lr`` until the smoothed objective stops rising: the mean over 100 steps exceeds that of the 100 before by less
     than twice its standard error. Then it falls to half along a cosine during ``cooldown`` steps, with more draws a step,
-    and the mean of the guide's numbers over the last half of these is the result (Polyak and Juditsky 1992).
+    and the mean of the guide's numbers over the last two thirds of these is the result (Polyak and Juditsky 1992).
 
     A program whose plate takes a subsample (``pyro.plate("i", N, subsample_size=B)``) is fitted by minibatches: each step
     draws B other members, and moves their own latents only; see `symhmm.infer.minibatch`.
@@ -145,7 +145,7 @@ def step(state: State, options: Options) -> float:
         if norm > options.clip * state.norm:
             gradient = gradient * (options.clip * state.norm / norm)
         _move(state, gradient, options.lr * _factor(state, options), *chosen)
-        if _end(state, options) - state.done <= options.cooldown // 2:
+        if _end(state, options) - state.done <= 2 * options.cooldown // 3:
             state.averaged += 1
             state.mean += (state.phi - state.mean) / state.averaged
     # A draw at which the density is not finite moves nothing; it stays in the trace, and the status counts it.

@@ -36,7 +36,7 @@ class Options:
     seed: int = 0
     restarts: int = 4
     steps: int = 3000
-    cooldown: int = 200
+    cooldown: int = 300
     lr: float = 0.05
     schedule: Schedule = "plateau"
     clip: float = 10.0

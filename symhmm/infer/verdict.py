@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from symhmm.infer.bound import Bound, corrected
+from symhmm.infer.importance import RELIABLE
 from symhmm.infer.information import at_edge, endless
 from symhmm.infer.lbfgs import Ascent
 from symhmm.infer.objective import AnyGuide
@@ -82,23 +83,25 @@ def of_guide(
         *lost,
         *_collapsed(goal, guide, posterior),
         *at_edge(goal, posterior.vector),
-        *_narrow(goal, posterior, found),
+        *_narrow(goal, guide, posterior, found),
     )
     if not plateau:
         return Status(False, "not converged: the bound still rose when the rate began to fall", remarks, "steps=")
     return Status(True, f"converged: no rise beyond noise after {cooling} steps", remarks)
 
 
-def _narrow(goal: Target, posterior: Drawable, found: Bound) -> list[str]:
+def _narrow(goal: Target, guide: AnyGuide, posterior: Drawable, found: Bound) -> list[str]:
     """How far the guide is from the posterior, by the weights that correct its draws."""
-    if found.importance is None:
+    weights = found.importance
+    if weights is None:
         return []
-    weighted, shape = corrected(posterior, found), f"k-hat {found.importance.k:.2f}"
+    weighted, shape = corrected(posterior, found), f"k-hat {weights.k:.2f}"
     if weighted is posterior:
-        if found.importance.reliable:
+        if not weights.k >= RELIABLE:
             return []
-        return [f"the guide is too narrow in places, and its draws cannot be corrected ({shape}): method='nuts'"]
-    out = [f"draws of the guide weighted by the posterior: worth {found.importance.effective:.0f} draws, {shape}"]
+        where = "" if found.member is None else f" of member {found.member} of {', '.join(guide.blocks[0].plates)}"
+        return [f"the guide{where} is not wide enough to be corrected by weights ({shape}): intervals may be too short"]
+    out = [f"draws of the guide weighted by the posterior: worth {weights.effective:.0f} draws, {shape}"]
     sd, wide = posterior.sd, weighted.sd
     for e in (e for e in goal.entries if not e.plates and not e.is_param):
         for i, which in enumerate(label(e.name, e.free_shape), e.start):
