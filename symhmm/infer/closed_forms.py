@@ -114,28 +114,35 @@ def find(derivatives: Callable[[Array], tuple[Array, Along]], u: Array) -> Forms
     groups = _groups(whole)
     small = [i for i in groups if len(i) <= LARGEST]
     rest = np.array([k for i in groups if len(i) > LARGEST for k in i], dtype=np.intp)
-    width = max(map(len, small), default=0)
-    moves = [[i[j] for i in small if len(i) > j] for j in range(width)]
 
-    def curvature(sign: float, j: int) -> list[Array]:
-        """Hessian of each block with its j-th coordinate moved, of those that have one."""
+    def curvature(sign: float, j: int, wanted: list[Index]) -> dict[int, Array]:
+        """Hessian of each block in ``wanted`` with its j-th coordinate moved, by the block's first coordinate."""
         there = u.copy()
-        there[moves[j]] += sign * STEP
+        there[[i[j] for i in wanted]] += sign * STEP
         _, along = derivatives(there)
-        wide = [i for i in small if len(i) > j]
         columns = []
-        for k in range(width):
+        for k in range(max(map(len, wanted))):
             direction = np.zeros(n)
-            direction[[i[k] for i in wide if len(i) > k]] = 1.0
+            direction[[i[k] for i in wanted if len(i) > k]] = 1.0
             columns.append(along(direction))
-        return [np.stack([columns[k][i] for k in range(len(i))]) if len(i) > j else np.zeros((0, 0)) for i in small]
+        return {int(i[0]): np.stack([columns[k][i] for k in range(len(i))]) for i in wanted}
 
-    ahead = [curvature(1.0, j) for j in range(width)]
-    behind = curvature(-1.0, 0) if width else []
+    single = [i for i in small if len(i) == 1]
+    behind = curvature(-1.0, 0, single) if single else {}
+    ahead = [curvature(1.0, 0, small)] if small else []
+    # What the first move has shown to be of no known form is not looked at any longer.
+    live = [i for i in small if _open(u[i], whole[np.ix_(i, i)], ahead[0][int(i[0])])]
+    while wanted := [i for i in live if len(i) > len(ahead)]:
+        ahead.append(curvature(1.0, len(ahead), wanted))
+    known = {int(i[0]) for i in live}
     blocks = []
-    for b, i in enumerate(small):
-        moved = [ahead[j][b] for j in range(len(i))]
-        blocks.append(_recognised(i, u[i], whole[np.ix_(i, i)], moved, behind[b]))
+    for i in small:
+        first = int(i[0])
+        if first not in known:
+            blocks.append(Block(i, "newton"))
+            continue
+        moved = [ahead[j][first] for j in range(len(i))]
+        blocks.append(_recognised(i, u[i], whole[np.ix_(i, i)], moved, behind.get(first)))
     return Forms(n, tuple(blocks), rest)
 
 
@@ -154,8 +161,21 @@ def _groups(matrix: Array) -> list[Index]:
     return out
 
 
-def _recognised(index: Index, u: Array, h: Array, moved: list[Array], behind: Array) -> Block:
-    """The form that explains a block's Hessians at ``u``, with each coordinate moved ahead, and the first moved back."""
+def _open(u: Array, h: Array, first: Array) -> bool:
+    """Whether a block may have a form, by its Hessians at ``u`` and with its first coordinate moved ahead."""
+    if not (np.isfinite(h).all() and np.isfinite(first).all() and (np.diag(h) < 0).all()):
+        return False
+    ratio = first[0, 0] / h[0, 0]
+    if len(u) == 1 or _alike(first, h) or (ratio > 0 and _alike(first, h * ratio)):
+        return True
+    others = [np.flatnonzero(np.arange(len(u)) != s) for s in range(1, len(u))]
+    if any(_alike(first[np.ix_(k, k)], h[np.ix_(k, k)]) for k in others):
+        return True
+    return _softmax_offset(u, h, [first], None) is not None
+
+
+def _recognised(index: Index, u: Array, h: Array, moved: list[Array], behind: Array | None) -> Block:
+    """The form that explains a block's Hessians at ``u``, with each coordinate moved ahead, and a single one moved back."""
     newton = Block(index, "newton")
     if not (np.isfinite(h).all() and all(np.isfinite(x).all() for x in moved) and (np.diag(h) < 0).all()):
         return newton
@@ -168,16 +188,16 @@ def _recognised(index: Index, u: Array, h: Array, moved: list[Array], behind: Ar
         power = float(np.log(moved[s][s, s] / h[s, s])) / STEP
         others = [k for k in range(len(index)) if k != s]
         still = all(_alike(moved[k][np.ix_(others, others)], h[np.ix_(others, others)]) for k in others)
-        still = still and (len(index) > 1 or _alike(behind, h * np.exp(-power * STEP)))
+        still = still and (behind is None or _alike(behind, h * np.exp(-power * STEP)))
         if still and abs(power) > 1e-3 and _alike(moved[s], h * np.exp(power * STEP)):
             return Block(index[[*others, s]], "scale", power=power)
     offset = _softmax_offset(u, h, moved, behind)
     return newton if offset is None else Block(index, "probabilities", offset)
 
 
-def _softmax_offset(u: Array, h: Array, moved: list[Array], behind: Array) -> Array | None:
+def _softmax_offset(u: Array, h: Array, moved: list[Array], behind: Array | None) -> Array | None:
     """Offsets with which a block is a softmax, if it is one."""
-    if len(u) == 1:
+    if behind is not None:
         # The curvature is n p (1 - p) with p a logistic function of u - offset; three of them tell where u stands.
         ratio = np.sqrt(behind[0, 0] / moved[0][0, 0])
         tanh = (ratio - 1) / (ratio + 1) / np.tanh(STEP / 2)
