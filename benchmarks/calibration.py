@@ -113,7 +113,8 @@ def report(found: list[dict[str, Any]]) -> str:
         lines.append(f"{method}: {n} data sets, {sum(f['ok'] for f in rows)} reported ok, {seconds:.1f} s each")
         lines.append(f"  {'value':10} {'covered':>8} {'+-':>6} {'width':>7} {'p of ranks':>10}")
         names = list(rows[0]["covered"])
-        groups = [[n for n in names if "own" not in n], [n for n in names if "own" in n]]
+        animals = [n for n in names if n.startswith("own[")]
+        groups = [[n for n in names if n not in animals], animals]
         for name in groups[0]:
             hit = np.array([f["covered"][name] for f in rows])
             widths = np.array([f["wide"][name] for f in rows])

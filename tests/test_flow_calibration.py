@@ -28,13 +28,18 @@ def test_simulated_data_have_the_moments_of_their_values():
 
 
 def test_a_report_from_what_was_kept(tmp_path):
-    row = {"method": "svi", "ok": True, "covered": {"up": True, "own[0]": False}, "wide": {"up": 1.0, "own[0]": 2.0},
-           "ranks": {"up": 3, "own[0]": 4}, "seconds": 0.1}  # fmt: skip
+    row = {"method": "svi", "ok": True, "covered": {"up": True, "down": True, "own[0]": False},
+           "wide": {"up": 1.0, "down": float("inf"), "own[0]": 2.0},
+           "ranks": {"up": 3, "down": 2, "own[0]": 4}, "seconds": 0.1}  # fmt: skip
     file = tmp_path / "kept.jsonl"
     file.write_text("\n".join(json.dumps({**row, "seed": k}) for k in range(2)))
     found = main(["svi"], 2, str(file))
     assert len(found) == 2
-    assert "up            1.000" in report(found)
+    text = report(found)
+    assert "up            1.000" in text
+    assert "down          1.000" in text
+    assert "(2 without an upper end)" in text
+    assert "own           0.000" in text
 
 
 @pytest.mark.slow
