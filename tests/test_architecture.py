@@ -24,7 +24,7 @@ FLOORS: list[dict[str, str]] = [
         "capture": "names marks time_index tracking inputs loops records stack verify observations enumeration giving"
         " sites deferred open factors program"
     },
-    {"compiler": "steps order plan lower arguments laws weighted summands linear step layout roles free density expected marginal"},
+    {"compiler": "steps order plan lower arguments laws weighted squares summands linear step layout roles free density expected marginal"},
     {"tables": "results bent arrow reweighted states support read gaps frame labels cells data naming scan formula design"},
     {
         "posterior": "series ends evaluated emissions filler mixture marginals traceback kbest decode prefix blocks pointwise forecast"

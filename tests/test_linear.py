@@ -76,8 +76,11 @@ def test_squares_are_not_multiplied_out():
         return torch.where(mask, value, zero(value))
 
     step = same(normal, [A, B], [Y, MASK])
-    assert products(step) == 2
-    assert large(step) == 4  # two products, the square, and its weight
+    assert products(step) == 1
+    assert large(step) == 2  # the constants of the states where they count, and the squares
+    step = same(lambda mu, s, y: 1 - (y - mu) ** 2 / s.exp(), [A, B], [Y])
+    assert (products(step), large(step)) == (0, 1)
+    step = trace(normal, [A, B], [Y, MASK])
     # Far from zero the digits stay: a square that was multiplied out would have lost eight of them.
     far = [1e4 + A, B]
     seen = step.body(*far, *step.constants([1e4 + Y, MASK]))

@@ -8,7 +8,8 @@ import torch
 from torch import fx
 
 from symhmm.compiler.laws import Builder, empty, pruned, shape_of, value
-from symhmm.compiler.summands import Factor, Reader, Term, is_large_float, pays, split_dims
+from symhmm.compiler.squares import squared
+from symhmm.compiler.summands import Dims, Factor, Reader, Term, is_large_float, pays, split_dims
 from symhmm.compiler.weighted import weighted
 
 aten = torch.ops.aten
@@ -45,8 +46,9 @@ def combined(graph: fx.Graph, root: torch.nn.Module, varying: Sequence[fx.Node])
     made = Builder(root)
     for n in graph.nodes:
         if n in found:
-            anchor = next(_fixed(found[n]))
-            made.env[n] = _Writer(made, n, anchor).total(found[n])
+            dims, anchor = split_dims(found[n], n), next(_fixed(found[n]))
+            assert dims is not None
+            made.env[n] = _Writer(made, n, anchor, dims).total(found[n])
         else:
             made.copy(n)
     return pruned(made.graph)
@@ -66,6 +68,7 @@ class _Writer:
     made: Builder
     top: fx.Node
     anchor: fx.Node
+    dims: Dims
 
     def total(self, terms: Sequence[Term]) -> fx.Node:
         """A node that has the value of the sum."""
@@ -75,8 +78,7 @@ class _Writer:
         masked: dict[tuple[tuple[fx.Node, bool], ...], fx.Node | None] = {}
         for t in terms:
             if t.square:
-                root = self._linear([replace(s, masks=s.masks + t.masks) for s in t.square])
-                parts = [self._add(parts, t, self.made.emit(aten.mul.Tensor, root, root))]
+                parts = [self._square(parts[0] if parts else self._number(0.0), t)]
             elif t.other is not None:
                 before = masked.get(t.masks)
                 masked[t.masks] = self._add([before] if before else [], t, self.made.env[t.other])
@@ -101,35 +103,47 @@ class _Writer:
         return self.made.emit(aten.where.self, own, x, self._number(0.0))
 
     def _linear(self, terms: Sequence[Term]) -> fx.Node:
-        """The sum of weighted data, of the shape of the whole."""
-        b, shape, dims = self.made, shape_of(self.top), split_dims(terms, self.top)
-        assert dims is not None
-        sizes = [[shape[d] for d in group] for group in (dims.both, dims.weights, dims.data)]
-        together: dict[object, list[Term]] = {}
-        for t in terms:
-            together.setdefault((t.data, t.masks, t.pick if t.data else None), []).append(t)
+        """The sum of weighted data."""
         if not any(t.weights for t in terms):
-            return self._sum([b.emit(aten.mul.Tensor, self._row(t), t.scale) for t in terms])
+            return self._sum([self.made.emit(aten.mul.Tensor, self._row(t), t.scale) for t in terms])
         if not any(t.data or t.masks for t in terms):
             return self._sum([self._weight(t) or self._number(t.scale) for t in terms])
-        columns, rows = [], []
-        for same in together.values():
-            weight = self._sum([self._weight(t) or self._number(t.scale) for t in same])
-            columns.append(self._laid(weight, dims.both, dims.weights, dims.data))
-            rows.append(self._laid(self._row(same[0]), dims.both, dims.data, dims.weights))
-        row, column = self._cat(rows), self._cat(columns)
-        clean = b.emit(aten.all.default, b.emit(aten.eq.Tensor, b.emit(aten.sub.Tensor, row, row), self._number(0.0)),
-                       like=empty((), torch.bool))  # fmt: skip
-        product = b.emit(
-            weighted, column, row, clean,
-            like=empty([shape_of(row)[0], shape_of(column)[2], shape_of(row)[2]], value(self.top).dtype),
-        )  # fmt: skip
-        stored = b.view(product, [s for group in sizes for s in group])
-        order = [*dims.both, *dims.weights, *dims.data]
-        kept = sorted(order)
-        moved = b.permute(stored, [order.index(d) for d in kept])
-        own = [shape[d] if d in order else 1 for d in range(-len(shape), 0)]
-        return b.view(moved, own)
+        sides = self._sides(terms)
+        return self._spread(self.made.emit(weighted, *sides, like=self._product_of(*sides[:2])))
+
+    def _square(self, before: fx.Node, t: Term) -> fx.Node:
+        """A weighted square added to a sum."""
+        b, shape = self.made, shape_of(self.top)
+        sides = self._sides([replace(s, masks=s.masks + t.masks) for s in t.square])
+        scale = self._laid(self._weight(t) or self._number(1.0), self.dims.weights)
+        scale = b.view(scale, [shape_of(scale)[0], shape_of(scale)[2]])
+        given = shape_of(before)
+        before = b.view(before, [1] * (len(shape) - len(given)) + list(given))
+        wide = any(shape_of(before)[d] != 1 for d in self.dims.data)
+        before = self._laid(before, self.dims.weights + (self.dims.data if wide else ()))
+        before = b.view(before, [*shape_of(scale), shape_of(before)[2] // shape_of(scale)[1]])
+        return self._spread(b.emit(squared, before, scale, *sides, like=self._product_of(*sides[:2])))
+
+    def _sides(self, terms: Sequence[Term]) -> tuple[fx.Node, fx.Node, fx.Node]:
+        """Weights (B, J, K) and rows (B, J, R) of linear summands, and whether all rows are finite."""
+        b, together = self.made, dict[object, list[Term]]()
+        for t in terms:
+            together.setdefault((t.data, t.masks, t.pick if t.data else None), []).append(t)
+        columns = [self._sum([self._weight(t) or self._number(t.scale) for t in same]) for same in together.values()]
+        rows = [self._row(same[0]) for same in together.values()]
+        column = self._cat([self._laid(x, self.dims.weights) for x in columns])
+        row = self._cat([self._laid(x, self.dims.data) for x in rows])
+        finite = b.emit(aten.eq.Tensor, b.emit(aten.sub.Tensor, row, row), self._number(0.0))
+        return column, row, b.emit(aten.all.default, finite, like=empty((), torch.bool))
+
+    def _product_of(self, column: fx.Node, row: fx.Node) -> torch.Tensor:
+        return empty([shape_of(row)[0], shape_of(column)[2], shape_of(row)[2]], value(self.top).dtype)
+
+    def _spread(self, product: fx.Node) -> fx.Node:
+        """A product (B, K, R) with the dimensions of the sum."""
+        b, shape, order = self.made, shape_of(self.top), self.dims.all
+        moved = b.permute(b.view(product, [shape[d] for d in order]), [order.index(d) for d in sorted(order)])
+        return b.view(moved, [shape[d] if d in order else 1 for d in range(-len(shape), 0)])
 
     def _sum(self, parts: Sequence[fx.Node]) -> fx.Node:
         total = parts[0]
@@ -142,15 +156,15 @@ class _Writer:
         like = empty([first[0], len(parts), first[2]], value(self.top).dtype)
         return parts[0] if len(parts) == 1 else self.made.emit(aten.cat.default, list(parts), 1, like=like)
 
-    def _laid(self, x: fx.Node, both: tuple[int, ...], mine: tuple[int, ...], others: tuple[int, ...]) -> fx.Node:
-        """A tensor as (B, 1, n): its common dimensions, and its own."""
-        b, shape = self.made, shape_of(self.top)
+    def _laid(self, x: fx.Node, mine: tuple[int, ...]) -> fx.Node:
+        """A tensor as (B, 1, n): the dimensions that weights and data share, and its own."""
+        b, shape, first = self.made, shape_of(self.top), self.dims.both
         rank, given = len(shape), shape_of(x)
         x = b.view(x, [1] * (rank - len(given)) + list(given))
-        rest = [d for d in range(-rank, 0) if d not in both + mine]
-        x = b.permute(x, [*both, *mine, *rest])
-        x = b.expand(x, [shape[d] for d in both + mine] + [1] * len(rest))
-        return b.view(x, [prod(shape[d] for d in both), 1, prod(shape[d] for d in mine)])
+        rest = [d for d in range(-rank, 0) if d not in first + mine]
+        x = b.permute(x, [*first, *mine, *rest])
+        x = b.expand(x, [shape[d] for d in first + mine] + [1] * len(rest))
+        return b.view(x, [prod(shape[d] for d in first), 1, prod(shape[d] for d in mine)])
 
     def _weight(self, t: Term) -> fx.Node | None:
         """The weight of a summand; None if it is one."""

@@ -168,11 +168,16 @@ class Reader:
 
 @dataclass(frozen=True)
 class Dims:
-    """Dimensions of a sum: those of weights and data alike, of weights alone, and of data alone."""
+    """Dimensions of a sum, counted from the last: of weights and data alike, of weights alone, and of data alone."""
 
     both: tuple[int, ...]
     weights: tuple[int, ...]
     data: tuple[int, ...]
+
+    @property
+    def all(self) -> tuple[int, ...]:
+        """In the order in which they lie in memory."""
+        return self.both + self.weights + self.data
 
 
 def _spread(factors: Iterable[fx.Node], pick: tuple[int, int] | None, rank: int) -> set[int]:
@@ -188,19 +193,21 @@ def _spread(factors: Iterable[fx.Node], pick: tuple[int, int] | None, rank: int)
 
 
 def split_dims(terms: Sequence[Term], top: fx.Node) -> Dims | None:
-    """How the dimensions of the linear summands fall apart; None if their rows would be too large or too short."""
-    rank, linear = len(shape_of(top)), [t for t in terms if t.linear]
+    """How the dimensions of linear and squared summands fall apart; None if their rows would be too large or too short."""
+    rank = len(shape_of(top))
+    linear = [t for t in terms if t.linear]
+    squares = [t for t in terms if t.square]
     of_weights: set[int] = set()
     of_data: set[int] = set()
-    for t in linear:
+    for t in (*linear, *(part for whole in squares for part in whole.square)):
         of_weights |= _spread((n for _, n in t.weights), t.pick, rank)
         of_data |= _spread((n for _, n in t.data), t.pick, rank) | _spread((m for m, _ in t.masks), None, rank)
-    for t in terms:
-        if t.square and split_dims(t.square, top) is None:
-            return None
+    for t in squares:
+        of_weights |= _spread((n for _, n in t.weights), None, rank)
+        of_data |= _spread((m for m, _ in t.masks), None, rank)
     both = of_weights & of_data
     columns = prod(shape_of(top)[d] for d in of_data - both)
-    held = len(linear) * prod(shape_of(top)[d] for d in of_data)
+    held = max(len(linear), *(len(t.square) for t in squares), 1) * prod(shape_of(top)[d] for d in of_data)
     if of_data and (columns < SMALL or held > MOST_MEMORY * value(top).numel()):
         return None
     # The last dimension varies fastest in memory: the chain kernels read fastest along time, which stands first in a site.

@@ -28,22 +28,28 @@ def weighted(weights: Tensor, rows: Tensor, clean: Tensor) -> Tensor:
     return _Weighted.apply(weights, rows, clean)
 
 
-def _forward(weights: Tensor, rows: Tensor, clean: Tensor) -> Tensor:
+def weighted_backward(gradient: Tensor, weights: Tensor, rows: Tensor, clean: Tensor) -> Tensor:
+    """The gradient of `weighted` in its weights, shape (B, J, K): ``sum_r gradient[b, k, r] rows[b, j, r]``."""
+    return _WeightedBackward.apply(gradient, weights, rows, clean)
+
+
+def forward_kernel(weights: Tensor, rows: Tensor, clean: Tensor) -> Tensor:
+    """What `weighted` does, without derivatives."""
     if bool(clean) and bool(weights.sum().isfinite()):
-        return _matmul(weights.mT, rows)
+        return matmul(weights.mT, rows)
     total = weights.new_zeros(weights.shape[0], weights.shape[2], rows.shape[2])
     for w, row in zip(weights.unbind(1), rows.unbind(1), strict=True):
         total += _product(w[:, :, None], row[:, None, :])
     return total
 
 
-def _backward(gradient: Tensor, weights: Tensor, rows: Tensor, clean: Tensor) -> Tensor:
-    """Gradient in the weights, shape (B, J, K), for a ``gradient`` (B, K, R) of the sum.
+def backward_kernel(gradient: Tensor, weights: Tensor, rows: Tensor, clean: Tensor) -> Tensor:
+    """What `weighted_backward` does, without derivatives.
 
     What a weight of zero times an infinite row does not give, it does not take.
     """
     if bool(clean):
-        return _matmul(rows, gradient.mT)
+        return matmul(rows, gradient.mT)
     parts = []
     for w, row in zip(weights.unbind(1), rows.unbind(1), strict=True):
         row = row[:, None, :]
@@ -52,7 +58,8 @@ def _backward(gradient: Tensor, weights: Tensor, rows: Tensor, clean: Tensor) ->
     return torch.stack(parts, 1)
 
 
-def _matmul(x: Tensor, y: Tensor) -> Tensor:
+def matmul(x: Tensor, y: Tensor) -> Tensor:
+    """A product of matrices, batch by batch."""
     # A batch of one is slower than a matrix.
     return torch.mm(x[0], y[0])[None] if x.shape[0] == 1 else torch.bmm(x, y)
 
@@ -135,7 +142,10 @@ def _like_weights(gradient: Tensor, weights: Tensor, rows: Tensor, clean: Tensor
     return weights.new_empty(weights.shape)
 
 
-for _name, _kernel, _shape in (("weighted", _forward, _like_weighted), ("weighted_backward", _backward, _like_weights)):
+for _name, _kernel, _shape in (
+    ("weighted", forward_kernel, _like_weighted),
+    ("weighted_backward", backward_kernel, _like_weights),
+):
     _LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
     _LIBRARY.impl(_name, _shape, "Meta")
 

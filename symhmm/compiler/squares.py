@@ -1,0 +1,117 @@
+"""Weighted squares of sums that are linear in the data: what is left of normal emission terms, made a few columns at a time."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+
+from symhmm.compiler.weighted import backward_kernel, forward_kernel, matmul, weighted, weighted_backward
+
+_LIBRARY = torch.library.Library("symhmm", "FRAGMENT")
+_LIBRARY.define("squared(Tensor before, Tensor scale, Tensor weights, Tensor rows, Tensor clean) -> Tensor")
+_LIBRARY.define(
+    "squared_backward(Tensor gradient, Tensor scale, Tensor weights, Tensor rows, Tensor clean) -> (Tensor, Tensor)"
+)
+
+PIECE = 2**16  # numbers that one thread works on at a time: they stay in the second-level cache
+
+
+def squared(before: Tensor, scale: Tensor, weights: Tensor, rows: Tensor, clean: Tensor) -> Tensor:
+    """``out[b, k, r] = before[b, k, r] + scale[b, k] (sum_j weights[b, j, k] rows[b, j, r])^2``.
+
+    The sum is that of `symhmm.compiler.weighted.weighted`; where it is zero, its square counts nothing. It is made again for
+    the gradient, so that nothing as large as the result is kept.
+
+    Args:
+        before: shape (B, K, R) or (B, K, 1).
+        scale: shape (B, K).
+        weights: shape (B, J, K).
+        rows: shape (B, J, R).
+        clean: whether all rows are finite, shape ().
+
+    >>> squared(torch.zeros(1, 1, 1), torch.tensor([[-0.5]]), torch.tensor([[[1.0], [-3.0]]]),
+    ...         torch.tensor([[[5.0, 4.0], [1.0, 1.0]]]), torch.tensor(True))
+    tensor([[[-2.0000, -0.5000]]])
+    """
+    inputs = before, scale, weights, rows, clean
+    if any(map(is_functorch_wrapped_tensor, inputs)):
+        return before + scale[..., None] * weighted(weights, rows, clean).square()
+    return _Squared.apply(*inputs)
+
+
+def _pieces(scale: Tensor, rows: Tensor) -> Iterator[slice]:
+    """Columns that are worked on together."""
+    size = max(256, PIECE * torch.get_num_threads() // max(1, scale.numel()))
+    return (slice(a, a + size) for a in range(0, rows.shape[2], size))
+
+
+def _is_plain(scale: Tensor, weights: Tensor, clean: Tensor) -> bool:
+    return bool(clean) and bool((weights.sum() + scale.sum()).isfinite())
+
+
+def _forward(before: Tensor, scale: Tensor, weights: Tensor, rows: Tensor, clean: Tensor) -> Tensor:
+    if not _is_plain(scale, weights, clean):
+        root = forward_kernel(weights, rows, clean)
+        return before + (scale[..., None] * root.square()).masked_fill(root == 0, 0)
+    out = rows.new_empty(*scale.shape, rows.shape[2])
+    for piece in _pieces(scale, rows):
+        root = matmul(weights.mT, rows[..., piece])
+        part = before[..., piece] if before.shape[2] > 1 else before
+        torch.addcmul(part, root * scale[..., None], root, out=out[..., piece])
+    return out
+
+
+def _backward(gradient: Tensor, scale: Tensor, weights: Tensor, rows: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients in ``scale`` and ``weights``."""
+    if not _is_plain(scale, weights, clean):
+        root = forward_kernel(weights, rows, clean)
+        both = (gradient * root).masked_fill(root == 0, 0)
+        slope = backward_kernel(2 * scale[..., None] * both, weights, rows, clean)
+        return (both * root).masked_fill(root == 0, 0).sum(-1), slope
+    of_scale, of_weights = torch.zeros_like(scale), torch.zeros_like(weights)
+    for piece in _pieces(scale, rows):
+        part = rows[..., piece]
+        root = matmul(weights.mT, part)
+        both = gradient[..., piece] * root
+        of_weights += matmul(part, both.mT)
+        of_scale += both.mul_(root).sum(-1)
+    return of_scale, 2 * scale[:, None] * of_weights
+
+
+class _Squared(torch.autograd.Function):
+    @staticmethod
+    def forward(before: Tensor, scale: Tensor, weights: Tensor, rows: Tensor, clean: Tensor) -> Tensor:
+        return torch.ops.symhmm.squared.default(before, scale, weights, rows, clean)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+        ctx.shared = inputs[0].shape[2] == 1 and output.shape[2] > 1
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        scale, weights, rows, clean = ctx.saved_tensors
+        if torch.is_grad_enabled():  # these gradients will be differentiated themselves
+            root = weighted(weights, rows, clean)
+            both = gradient * root
+            of_scale = (both * root).sum(-1)
+            of_weights = weighted_backward(2 * scale[..., None] * both, weights, rows, clean)
+        else:
+            of_scale, of_weights = torch.ops.symhmm.squared_backward.default(gradient, *ctx.saved_tensors)
+        return gradient.sum(-1, keepdim=True) if ctx.shared else gradient, of_scale, of_weights, None, None
+
+
+def _like_squared(before: Tensor, scale: Tensor, weights: Tensor, rows: Tensor, clean: Tensor) -> Tensor:
+    return rows.new_empty(*scale.shape, rows.shape[2])
+
+
+def _like_both(gradient: Tensor, scale: Tensor, weights: Tensor, rows: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
+    return scale.new_empty(scale.shape), weights.new_empty(weights.shape)
+
+
+_LIBRARY.impl("squared", _forward, "CompositeExplicitAutograd")
+_LIBRARY.impl("squared", _like_squared, "Meta")
+_LIBRARY.impl("squared_backward", _backward, "CompositeExplicitAutograd")
+_LIBRARY.impl("squared_backward", _like_both, "Meta")

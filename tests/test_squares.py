@@ -1,0 +1,88 @@
+"""Weighted squares: equal to the sum written out, its derivatives, under vmap, and in pieces."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from symhmm.compiler import squares
+from symhmm.compiler.squares import squared
+
+B, J, K, R = 2, 3, 4, 700
+
+
+def inputs(batch=B, columns=R, shared=False):
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    before = draw(batch, K, 1 if shared else columns)
+    return [before, draw(batch, K), draw(batch, J, K)], draw(batch, J, columns)
+
+
+def plain(before, scale, weights, rows):
+    return before + scale[..., None] * (weights[:, :, :, None] * rows[:, :, None, :]).sum(1) ** 2
+
+
+def with_rows(rows, clean=True):
+    return lambda *values: squared(*values, rows, torch.tensor(clean))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("batch", [1, B])
+def test_value_and_first_two_derivatives(batch, shared):
+    values, rows = inputs(batch, 5, shared)
+    values = [x.requires_grad_() for x in values]
+    assert_close(with_rows(rows)(*values), plain(*values, rows))
+    assert torch.autograd.gradcheck(with_rows(rows), values)
+    assert torch.autograd.gradgradcheck(lambda *v: with_rows(rows)(*v).sin(), values)
+
+
+@pytest.mark.parametrize("piece", [1, 2**16])
+def test_pieces_add_up(monkeypatch, piece):
+    monkeypatch.setattr(squares, "PIECE", piece)  # 256 columns at least: R takes three pieces
+    for shared in (True, False):
+        values, rows = inputs(shared=shared)
+        values = [x.requires_grad_() for x in values]
+        seen, wanted = with_rows(rows)(*values), plain(*values, rows)
+        assert_close(seen, wanted)
+        weight = torch.randn_like(wanted)
+        found = torch.autograd.grad(seen, values, weight), torch.autograd.grad(wanted, values, weight)
+        for g, h in zip(*found, strict=True):
+            assert_close(g, h)
+
+
+def test_vmap_of_value_and_gradient():
+    values, rows = inputs(columns=6)
+    many = [torch.stack([x, x.sin()]) for x in values]
+    assert_close(torch.func.vmap(with_rows(rows))(*many), torch.func.vmap(lambda *v: plain(*v, rows))(*many))
+
+    def slope(f):
+        return torch.func.grad(lambda *v: f(*v).sin().sum(), argnums=(0, 1, 2))
+
+    seen = torch.func.vmap(slope(with_rows(rows)))(*many)
+    wanted = torch.func.vmap(slope(lambda *v: plain(*v, rows)))(*many)
+    for g, h in zip(seen, wanted, strict=True):
+        assert_close(g, h)
+
+
+def test_where_the_sum_is_zero_its_square_counts_nothing():
+    values, rows = inputs(columns=6)
+    rows[:, :, 3:] = 0
+    values[1][:, 2] = -torch.inf
+    before = values[0]
+    seen = with_rows(rows)(*(x.requires_grad_() for x in values))
+    assert_close(seen[..., 3:], before[..., 3:])
+    assert bool((seen[:, 2, :3] == -torch.inf).all())
+    others = [0, 1, 3]
+    assert_close(seen[:, others], plain(*values, rows)[:, others])
+    slopes = torch.autograd.grad(seen[..., 3:].sum(), values)
+    assert all(bool(g[:, others].isfinite().all()) for g in slopes[:2])
+
+
+def test_infinite_data():
+    values, rows = inputs(columns=6)
+    rows[0, 0, 1] = torch.inf
+    seen = with_rows(rows, clean=False)(*values)
+    assert_close(seen, plain(*values, rows))
+    assert bool(seen[0, :, 1].isinf().all())
