@@ -155,3 +155,19 @@ def test_a_prior_whose_slope_is_not_finite_is_a_result():
             pyro.sample("y", dist.Normal(b, 1.0), obs=y)
 
     assert not svi.run(compile(model, cf.real([0.0, 1.0, 2.0]))).status.ok
+
+
+def test_an_interrupted_fit_continues_to_the_same_numbers(tmp_path):
+    """The start at the mode and the likelihoods there are found again."""
+
+    def stop(progress):
+        if progress.done == 25:
+            raise KeyboardInterrupt
+
+    density = compile(*programs())
+    options = {"seed": 3, "steps": 50, "cooldown": 20, "restarts": 1, "evaluate": 10}
+    svi.run(density, **options, checkpoint=tmp_path / "fit.npz", progress=stop)
+    resumed, whole = svi.run(density, **options, checkpoint=tmp_path / "fit.npz"), svi.run(density, **options)
+    assert torch.equal(resumed.trace, whole.trace)
+    assert torch.equal(resumed.vector, whole.vector)
+    assert torch.equal(resumed.posterior.sample(20), whole.posterior.sample(20))

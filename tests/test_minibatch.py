@@ -151,3 +151,25 @@ def test_two_subsampled_plates_are_refused():
 
     with pytest.raises(FitError, match=r"2 plates at once(.|\n)*row, column|column, row"):
         svi.run(compile(model, torch.zeros(4, 4, dtype=cf.REAL)))
+
+
+def stop_after(n):
+    def listener(progress):
+        if progress.done == n:
+            raise KeyboardInterrupt
+
+    return listener
+
+
+def test_an_interrupted_fit_by_minibatches_continues_to_the_same_numbers(tmp_path):
+    density = compile(intercepts, cf.balanced(12, 4), 4)
+    options = {"seed": 3, "steps": 60, "cooldown": 30, "restarts": 1, "evaluate": 10}
+    path = tmp_path / "fit.npz"
+    part = svi.run(density, **options, checkpoint=path, progress=stop_after(25))
+    assert len(part.trace) == 25
+    resumed, whole, again = svi.run(density, **options, checkpoint=path), *(svi.run(density, **options) for _ in "ab")
+    for other in (resumed, again):
+        assert torch.equal(other.trace, whole.trace)
+        assert torch.equal(other.vector, whole.vector)
+        assert other.objective == whole.objective
+        assert other.marginal == whole.marginal
