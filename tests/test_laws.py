@@ -146,3 +146,8 @@ def test_views_of_what_lies_in_another_order():
 def test_graphs_that_look_at_memory_are_left_alone():
     before, after = both(lambda x: x.mT.clone().as_strided((2, 2), (1, 2)) * 1, X)
     assert operations(before) == operations(after)
+
+
+def test_operations_that_make_several_tensors_are_made_once():
+    names = shorter(lambda x: x.sort(0).values * 1 + x.sort(0).values.exp(), X, left=4)
+    assert names.count("aten.sort.default") == 1

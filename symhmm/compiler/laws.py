@@ -1,5 +1,6 @@
 """Laws of tensor algebra for traced graphs: nodes are made in a normal form, and what is equal is made once."""
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -86,7 +87,9 @@ class Builder:
         """Take over a node of another graph whose arguments have been taken over; ``keep`` it apart from its argument."""
         if n.op == "call_function" and not (keep and n.target in _SAME):
             args, kwargs = fx.map_arg((n.args, n.kwargs), self.env.__getitem__)
-            found = self.emit(n.target, *args, like=n.meta.get("val"), **kwargs)
+            # What makes several tensors is only looked at through them, and they know their shapes.
+            several = () if any(user.target is operator.getitem for user in n.users) else None
+            found = self.emit(n.target, *args, like=n.meta.get("val", several), **kwargs)
         else:
             found = self.graph.node_copy(n, self.env.__getitem__)
             if n.op == "get_attr":
