@@ -86,3 +86,11 @@ def test_infinite_data():
     seen = with_rows(rows, clean=False)(*values)
     assert_close(seen, plain(*values, rows))
     assert bool(seen[0, :, 1].isinf().all())
+
+
+def test_inside_of_a_transform_that_batches_something_else():
+    """Once failed: effects of individuals are batched, and emissions do not depend on them."""
+    inputs = (torch.zeros(1, 2, 1), torch.rand(1, 2), torch.rand(1, 3, 2), torch.rand(1, 3, 4), torch.tensor(True))
+    wanted = squared(*inputs)
+    found = torch.func.vmap(lambda x: x + squared(*inputs))(torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(found, torch.stack([wanted, wanted + 1]))
