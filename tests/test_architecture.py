@@ -24,15 +24,22 @@ FLOORS: list[dict[str, str]] = [
         "capture": "names marks time_index tracking inputs loops records stack verify observations enumeration giving"
         " sites deferred open factors program"
     },
-    {"compiler": "steps order plan lower arguments laws weighted squares summands linear step layout roles free density expected marginal"},
-    {"tables": "results bent arrow reweighted states support read gaps frame labels cells data naming scan formula design"},
     {
-        "posterior": "series ends evaluated emissions filler mixture marginals traceback kbest decode prefix blocks pointwise forecast"
+        "compiler": "steps order plan lower arguments laws weighted squares summands linear step layout roles free"
+        " density expected marginal"
+    },
+    {
+        "tables": "results bent arrow reweighted states support read gaps frame labels cells data naming scan formula design"
+    },
+    {
+        "posterior": "series ends evaluated emissions filler mixture marginals traceback kbest decode prefix blocks"
+        " pointwise forecast"
         " curves align forward simulate checks by_draws residuals inference_data"
     },
     {
         "infer": "progress restrict target lbfgs closed_forms expectation starts checkpoint information profile"
-        " pooled points guide amortised pyro_guide minibatch objective importance bound occupied verdict warm modes arrows mle svi_state svi"
+        " pooled points guide amortised pyro_guide minibatch objective importance bound occupied verdict warm modes"
+        " arrows mle svi_state svi"
         " metric laplace_members laplace_modes laplace laplace_exact laplace_errors laplace_fit em noncentred whiten"
         " moving sampler draws pilot nuts"
     },
