@@ -69,7 +69,7 @@ def test_rounding_ends_a_climb_and_is_no_failure(digits):
 def test_a_plain_and_an_endless_slope():
     flat = ascend(lambda x: (0.0, 0 * x), np.ones(2))
     assert flat.converged
-    assert len(flat.trace) == 1
+    assert len(flat.trace) <= 2
     endless = ascend(lambda x: (float(x.sum()), np.ones_like(x)), np.zeros(2), max_evaluations=50)
     assert not endless.converged
     assert len(endless.trace) == 50
