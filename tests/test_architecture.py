@@ -87,6 +87,7 @@ LATE = {
     "symhmm.chains.staged_best",
     "symhmm.chains.staged_filters",
     "symhmm.chains.staged_paths",
+    "symhmm.models.mixed_hmm",
     "triton",
     "xarray",
 }
