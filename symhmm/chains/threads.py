@@ -12,7 +12,7 @@ _POOLS: dict[int, ThreadPoolExecutor] = {}
 # Threads do not survive a fork: a child starts with none, and makes its own.
 os.register_at_fork(after_in_child=_POOLS.clear)
 
-SMALL = 60e-6  # seconds of work below which a second thread costs more than it saves
+SMALL = 250e-6  # seconds of work below which a second thread costs more than it saves: waking it takes a tenth of a millisecond
 
 
 def thread_count(seconds: float, parts: int) -> int:
