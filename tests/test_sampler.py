@@ -67,9 +67,14 @@ def test_ctrl_c_returns_what_there_is():
     assert 2 not in found
 
 
+@pytest.mark.parametrize("pause", [0.02, 5.0])
 @pytest.mark.parametrize("when", [1, 30, 400, 1500])
-def test_what_is_raised_in_a_chain_ends_all_of_them(when):
-    """Ctrl-C gives the draws before it, which are those of an undisturbed chain; anything else is raised."""
+def test_what_is_raised_in_a_chain_ends_all_of_them(when, pause, monkeypatch):
+    """Ctrl-C gives the draws before it, which are those of an undisturbed chain; anything else is raised.
+
+    With a long pause the sampler itself is the first to say that a chain has failed.
+    """
+    monkeypatch.setattr("symhmm.infer.sampler.PAUSE", pause)
     starts, seeds = [np.ones(2)] * 2, [1, 2]
     whole, _ = sample(normal, WHERE, starts, seeds, tune=50, draws=200, **OPTIONS)
 

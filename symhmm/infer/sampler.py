@@ -103,8 +103,12 @@ def sample(
                 running[i] = run  # from here on Ctrl-C finds a sampler to ask
             for i, run in list(running.items()):
                 try:
-                    chain = _chain(partial(run.sampler.wait, timeout=PAUSE), where)
+                    chain = _chain(_quietly(partial(run.sampler.wait, timeout=PAUSE)), where)
                 except TimeoutError:
+                    chain = None
+                except RuntimeError:  # the sampler's own words for a start at which the evaluation raised
+                    if run.fault is None:
+                        raise
                     chain = None
                 if chain is not None:
                     found[i] = run.before_fault(chain)
@@ -146,11 +150,12 @@ class _Run:
         )
 
     def so_far(self) -> Chain | None:
-        """The draws that there are; None if they were being taken when Ctrl-C came."""
+        """The draws that there are; None if they were being taken when Ctrl-C came, or the chain had not begun."""
         try:
-            return self.before_fault(_chain(self.sampler.abort, self.where))
+            trace = _quietly(self.sampler.abort)
         except ValueError:  # the sampler has been emptied
             return None
+        return self.before_fault(_chain(trace, self.where)) if "sample_stats" in trace.groups() else None
 
     def before_fault(self, chain: Chain) -> Chain:
         """The chain without the draws that were made after an exception, which repeat the last one."""
@@ -175,10 +180,13 @@ class _Run:
         return {"z": z}
 
 
-def _chain(end: Callable[[], Any], where: Whitening) -> Chain:
+def _quietly(end: Callable[[], Any]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about chains that are short
-        trace = end()
+        return end()
+
+
+def _chain(trace: Any, where: Whitening) -> Chain:
     stats = trace.sample_stats
 
     def read(name: str) -> Array:
