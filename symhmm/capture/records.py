@@ -46,11 +46,6 @@ class Record:
         """Whether it belongs to a pass that only prepares the state of the next one; it is no factor of the model."""
         return any(role == "prev" for _, role, _ in self.steps)
 
-    @property
-    def enumerated(self) -> bool:
-        """Whether the site is a discrete latent."""
-        return self.role == "discrete latent"
-
 
 @dataclass
 class Result:

@@ -11,8 +11,23 @@ LOST = 1e-200  # probabilities below this are not trusted: what they were made o
 
 
 @inner
+def begin(a, start, r, states, careful):
+    """Initial states of chain ``r`` relative to the likeliest, whose logarithm is returned; marks a chain for logarithms."""
+    norm, logs = -np.inf, careful[r]
+    for s in range(states):
+        norm = max(norm, start[r, s])
+    norm = norm if norm > -np.inf else 0.0
+    for s in range(states):
+        a[s] = start[r, s] - norm
+        if not logs:
+            careful[r] = careful[r] or (a[s] > -np.inf and a[s] < -400.0)
+            a[s] = np.exp(a[s])
+    return norm
+
+
+@inner
 def _weigh(x, e, e_to, size):
-    """Exponentials of a step's emission terms relative to the largest one, which is returned."""
+    """The largest of a step's emission terms, to which their exponentials are relative."""
     peak = -np.inf
     for j in range(size):
         peak = max(peak, np.float64(x[e + j * e_to]))
@@ -121,15 +136,8 @@ def filter_rows(
     for r in range(first, last):
         if again and not careful[r]:
             continue
-        norm, logs, shown, at = -np.inf, careful[r], 0.0, 0.0
-        for s in range(states):
-            norm = max(norm, start[r, s])
-        norm = norm if norm > -np.inf else 0.0
-        for s in range(states):
-            a[s] = start[r, s] - norm
-            if not logs:
-                careful[r] = careful[r] or (a[s] > -np.inf and a[s] < -400.0)
-                a[s] = np.exp(a[s])
+        logs, shown, at = careful[r], 0.0, 0.0
+        norm = begin(a, start, r, states, careful)
         for s in range(states):
             for j in range(size):
                 if t_time == 0:

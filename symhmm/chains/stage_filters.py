@@ -5,7 +5,7 @@
 
 import numpy as np
 
-from symhmm.chains.filter_steps import LOST
+from symhmm.chains.filter_steps import LOST, begin
 from symhmm.chains.jit import inner, kernel
 from symhmm.chains.stage_tables import HEAD, INPUTS, ROWS, SUMS
 
@@ -99,15 +99,8 @@ def filter_stages(
     reached, further = np.empty(largest, np.bool_), np.empty(largest, np.bool_)
     a = np.empty(states)
     for r in range(first, last):
-        logs, norm = careful[r], -np.inf
-        for s in range(states):
-            norm = max(norm, start[r, s])
-        norm = norm if norm > -np.inf else 0.0
-        for s in range(states):
-            a[s] = start[r, s] - norm
-            if not logs:
-                careful[r] = careful[r] or (a[s] > -np.inf and a[s] < -400.0)
-                a[s] = np.exp(a[s])
+        logs = careful[r]
+        norm = begin(a, start, r, states, careful)
         for step in range(steps):
             if careful[r] and not logs:
                 break

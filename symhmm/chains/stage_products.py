@@ -7,7 +7,7 @@ one vector of lanes per entry; weights one number per entry where all lanes shar
 # numba infers the types of kernels.
 # mypy: allow-untyped-defs, no-check-untyped-defs
 
-from symhmm.chains.jit import kernel
+from symhmm.chains.jit import inner, kernel
 from symhmm.chains.simd import fill, fma, lanes_of, load, splat, store
 from symhmm.chains.stage_blocks import MOST, correlate, multiply
 from symhmm.chains.stage_tables import (
@@ -44,6 +44,12 @@ def _listed(out, source, weights, shared, t, begin, count):
         store(out, o * width, a)
 
 
+@inner
+def _block(count):
+    """Size of nearly equal blocks of at most ``MOST``."""
+    return -(-count // -(-count // MOST))
+
+
 @kernel
 def stage(out, source, weights, shared, t, h):
     """The sums of a stage."""
@@ -51,8 +57,7 @@ def stage(out, source, weights, shared, t, h):
         _listed(out, source, weights, shared, t, t[h + ROWS], t[h + SUMS])
         return
     new, read, count = t[h + NEW], t[h + READ], t[h + OUTERS]
-    # Blocks of nearly equal size.
-    n_step, r_step = -(-new // -(-new // MOST)), -(-read // -(-read // MOST))
+    n_step, r_step = _block(new), _block(read)
     for u in range(t[h + OUTER], t[h + OUTER] + count):
         for n in range(0, new, n_step):
             for r in range(0, read, r_step):
@@ -73,7 +78,7 @@ def stage_inputs(g_source, g_out, weights, shared, t, h):
         _listed(g_source, g_out, weights, shared, t, t[h + COLUMNS], t[h + INPUTS])
         return
     new, read, count = t[h + NEW], t[h + READ], t[h + OUTERS]
-    n_step, r_step = -(-new // -(-new // MOST)), -(-read // -(-read // MOST))
+    n_step, r_step = _block(new), _block(read)
     for u in range(t[h + OUTER], t[h + OUTER] + count):
         again = t[u + 3 * count] == 0
         for r in range(0, read, r_step):
@@ -101,7 +106,7 @@ def stage_weights(g_weights, source, g_out, t, h):
             store(g_weights, w * width, a)
         return
     new, read, count = t[h + NEW], t[h + READ], t[h + OUTERS]
-    n_step, r_step = -(-new // -(-new // MOST)), -(-read // -(-read // MOST))
+    n_step, r_step = _block(new), _block(read)
     for u in range(t[h + OUTER], t[h + OUTER] + count):
         for n in range(0, new, n_step):
             for r in range(0, read, r_step):
