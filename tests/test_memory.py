@@ -18,7 +18,7 @@ def work():
     a, b = torch.zeros(6_000_000), torch.zeros(6_000_000)
     a += 1
     b += a
-work(), work()
+for _ in range(3): work()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5): work()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
@@ -38,7 +38,7 @@ def test_freed_memory_is_used_again_unless_the_user_has_chosen() -> None:
     kept, few = pages()
     chosen, many = pages(MALLOC_TRIM_THRESHOLD_="131072")
     assert (kept, chosen) == ("True", "False")
-    assert few < 100 < many
+    assert 4 * few < many  # the heap may still grow by a tensor once; each round clearing both anew is what must not be
 
 
 def test_it_is_asked_for_once() -> None:
