@@ -2,7 +2,7 @@
 
 import gc
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from symhmm.graph import FactorGraph
 from symhmm.memory import keep_freed_memory
 
 Values = Mapping[str, Tensor]
+Key = tuple[Hashable, ...]
 T = TypeVar("T")
 
 
@@ -42,7 +43,7 @@ class Compiled:
     layout: Layout
     mode: str = "captured"
     reason: str = ""
-    steps: dict[tuple[str, ...], Step] = field(default_factory=dict)
+    steps: dict[Key, Step] = field(default_factory=dict)
     kept: dict[Hashable, Any] = field(default_factory=dict)
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
@@ -73,7 +74,7 @@ class Density(FreeValues):
     arguments: Arguments
     compiled: Compiled
     data: tuple[Tensor, ...]
-    _constants: dict[tuple[str, ...], Constants] = field(default_factory=dict, repr=False)
+    _constants: dict[Key, Constants] = field(default_factory=dict, repr=False)
 
     @property
     def graph(self) -> FactorGraph:
@@ -127,12 +128,38 @@ class Density(FreeValues):
 
     def factors_at(self, values: Values) -> FactorGraph:
         """As `graph_at`, but replayed without running the program; what is no factor stays as captured."""
-        if self.compiled.mode == "eager" or not all(isinstance(f.term, Term) for f in self.graph.factors):
+        if not self._replayed:
             return self.graph_at(values)
         step, constants = self._captured(("factors",))
-        terms = step.body(*self.layout.check(values).values(), *constants)
-        pairs = zip(self.graph.factors, terms, strict=True)
-        return replace(self.graph, factors=tuple(replace(f, term=_renumbered(f.term, x)) for f, x in pairs))
+        return with_terms(self.graph, step.body(*self.layout.check(values).values(), *constants))
+
+    def numbers(self, key: Key, f: Callable[..., tuple[Tensor, ...]], values: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What ``f(factors, *values)`` returns, recorded once for the program and replayed, cut off from derivatives.
+
+        Args:
+            key: names ``f`` and all that it depends on besides the program, the density's data and ``values``.
+            f: is given `factors_at`, or what stands for it in the recording; may take derivatives itself.
+        """
+        if not self._replayed:
+            return f(self.factors_at, *values)
+
+        def recorded() -> Step:
+            forward, _ = self._captured(("factors",))
+            n = len(values)
+
+            def whole(*inputs: Tensor) -> tuple[Tensor, ...]:
+                constants = forward.prologue(*inputs[n:])
+
+                def factors(at: Values) -> FactorGraph:
+                    return with_terms(self.graph, forward.body(*self.layout.check(at).values(), *constants))
+
+                return f(factors, *inputs[:n])
+
+            return trace(whole, values, self._inputs(), gradients=True)
+
+        step, constants = self._step(key, recorded)
+        out: tuple[Tensor, ...] = step.numbers(values, constants)
+        return out
 
     def nonfinite_sites(self, values: Values) -> tuple[str, ...]:
         """Sites whose factor is NaN or infinite, or impossible in every state, at ``values``; names of the graph."""
@@ -163,11 +190,19 @@ class Density(FreeValues):
         step, constants = self._captured(key)
         return step.body(*checked, *constants)
 
+    @property
+    def _replayed(self) -> bool:
+        """Whether factors can be had without running the program."""
+        return self.compiled.mode != "eager" and all(isinstance(f.term, Term) for f in self.graph.factors)
+
     def _captured(self, key: tuple[str, ...]) -> tuple[Step, Constants]:
+        return self._step(key, lambda: self._trace(key))
+
+    def _step(self, key: Key, make: Callable[[], Step]) -> tuple[Step, Constants]:
         steps = self.compiled.steps
         if key not in steps:
             with _uncollected():
-                steps[key] = self._trace(key)
+                steps[key] = make()
         if key not in self._constants:
             self._constants[key] = steps[key].constants(self._inputs())
         return steps[key], self._constants[key]
@@ -204,6 +239,12 @@ class Density(FreeValues):
     def _graph(self, values: Sequence[Tensor], data: Sequence[Tensor]) -> FactorGraph:
         named = dict(zip((e.name for e in self.layout.entries), values, strict=True))
         return _run(self.program, self.arguments, named, data, self.graph)
+
+
+def with_terms(graph: FactorGraph, terms: Iterable[Tensor]) -> FactorGraph:
+    """The graph with other numbers in its factors, of the same shapes."""
+    pairs = zip(graph.factors, terms, strict=True)
+    return replace(graph, factors=tuple(replace(f, term=_renumbered(f.term, x)) for f, x in pairs))
 
 
 def _renumbered(term: Term, x: Tensor) -> Term:

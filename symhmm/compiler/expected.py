@@ -1,15 +1,15 @@
 """Expected: the complete-data log-density of a program, weighted by the posterior of its discrete latents."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from funsor.tensor import Tensor as Term
 from torch import Tensor
 
-from symhmm.compiler.density import Density
+from symhmm.compiler.density import Density, Key, with_terms
 from symhmm.compiler.lower import lower
+from symhmm.compiler.steps import Plan
 from symhmm.graph import FactorGraph
 
 
@@ -44,13 +44,44 @@ def e_step(density: Density, values: Mapping[str, Tensor]) -> Expected:
     >>> e_step(compile(model, torch.tensor(1.0)), {}).weights[0]
     tensor([0.2500, 0.7500])
     """
-    terms = _terms(density, values)
-    leaves = [t.detach().requires_grad_() for t in terms]
-    with torch.enable_grad():
-        total = lower(_with(density.graph, leaves), density.plan)
-        found = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
-    weights = tuple(w.detach() for w in found)
-    return Expected(total.detach(), weights, _weighted(terms, weights), tuple(leaves))
+    return _weighed(density.factors_at(values), density.plan)
+
+
+def expected_slopes(
+    density: Density,
+    key: Key,
+    values: Callable[..., Mapping[str, Tensor]],
+    u: Tensor,
+    directions: Tensor,
+    *others: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The log-density at ``values(u, *others)``, its gradient in ``u``, and curvatures of the expected one: all of an EM step.
+
+    Recorded once and replayed, which takes a third of the time of `e_step` and its derivatives.
+
+    Args:
+        key: says which function ``values`` is.
+        values: constrained values of the density, by name; differentiable.
+        u: shape (n,).
+        directions: shape (C, n).
+        others: what ``values`` depends on besides, without derivatives.
+
+    Returns:
+        Nats, shape (); shape (n,); shape (C, n), the Hessian of `Expected.value` times each direction.
+    """
+
+    def slopes(
+        factors: Callable[[Mapping[str, Tensor]], FactorGraph], u: Tensor, directions: Tensor, *others: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.enable_grad():
+            leaf = u.detach().requires_grad_()
+            found = _weighed(factors(values(leaf, *others)), density.plan)
+            slope = _gradient(found.value, leaf, create_graph=True)
+            rows = [_gradient((slope * d).sum(), leaf) for d in directions.unbind(0)]
+        return found.log_density, slope.detach(), torch.stack(rows) if rows else directions
+
+    value, gradient, rows = density.numbers(("expected", len(directions), *key), slopes, (u, directions, *others))
+    return value, gradient, rows
 
 
 def expected_log_density(density: Density, values: Mapping[str, Tensor], weights: tuple[Tensor, ...]) -> Tensor:
@@ -62,13 +93,27 @@ def _terms(density: Density, values: Mapping[str, Tensor]) -> list[Tensor]:
     return [_data(f.term) for f in density.factors_at(values).factors]
 
 
+def _weighed(graph: FactorGraph, plan: Plan) -> Expected:
+    terms = [_data(f.term) for f in graph.factors]
+    leaves = [t.detach().requires_grad_() for t in terms]
+    with torch.enable_grad():
+        total = lower(with_terms(graph, leaves), plan)
+        found = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+    weights = tuple(w.detach() for w in found)
+    return Expected(total.detach(), weights, _weighted(terms, weights), tuple(leaves))
+
+
+def _gradient(value: Tensor, leaf: Tensor, *, create_graph: bool = False) -> Tensor:
+    if not value.requires_grad:
+        return torch.zeros_like(leaf)
+    (found,) = torch.autograd.grad(
+        value, leaf, retain_graph=True, create_graph=create_graph, allow_unused=True, materialize_grads=True
+    )
+    return found
+
+
 def _data(term: Any) -> Tensor:
     return term.data if isinstance(term.data, Tensor) else torch.as_tensor(term.data)
-
-
-def _with(graph: FactorGraph, terms: list[Tensor]) -> FactorGraph:
-    pairs = zip(graph.factors, terms, strict=True)
-    return replace(graph, factors=tuple(replace(f, term=Term(x, f.term.inputs)) for f, x in pairs))
 
 
 def _weighted(terms: list[Tensor], weights: tuple[Tensor, ...]) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from symhmm.compiler.density import Density
 from symhmm.infer.checkpoint import Checkpoint, fingerprint, restored_ascents, saved_ascents
 from symhmm.infer.closed_forms import Forms, Index
-from symhmm.infer.expectation import Expectation, expectation
+from symhmm.infer.expectation import Expectation, Measured, measured
 from symhmm.infer.information import endless
 from symhmm.infer.lbfgs import Ascent, ascend
 from symhmm.infer.mle import assemble, check
@@ -49,7 +49,7 @@ class Climb:
     gain: float = np.inf
     done: bool = False
     converged: bool = False
-    at: Expectation | None = None
+    at: Measured | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,12 +171,12 @@ def step(state: State, options: Options) -> State:
 
 def _iterate(goal: Target, forms: Forms, climb: Climb, options: Options) -> tuple[Climb, int]:
     """E-step, M-step, extrapolation; returns the number of E-steps as well."""
-    used = 0
+    used, directions = 0, forms.directions()
 
-    def at(u: Array) -> Expectation:
+    def at(u: Array) -> Measured:
         nonlocal used
         used += 1
-        return expectation(goal, u)
+        return measured(goal, u, directions)
 
     here = climb.at or at(climb.u)
     trace = climb.trace or (here.value,)
@@ -185,9 +185,9 @@ def _iterate(goal: Target, forms: Forms, climb: Climb, options: Options) -> tupl
     u, slope = climb.u, here.gradient
     if endless(goal, u, slope, NOTHING):
         return replace(climb, at=here, trace=trace, done=True), used
-    aim, size = forms.update(u, slope, here.curvature(forms.directions()))
+    aim, size = forms.update(u, slope, here.curvature)
     if len(forms.rest):
-        aim[forms.rest] = _climbed(here, forms.rest, aim)
+        aim[forms.rest] = _climbed(here.expectation, forms.rest, aim)
     move = aim - u
     points = np.concatenate([climb.points, u[None]])[-options.memory - 1 :]
     moves = np.concatenate([climb.moves, move[None]])[-options.memory - 1 :]
@@ -210,7 +210,7 @@ def _iterate(goal: Target, forms: Forms, climb: Climb, options: Options) -> tupl
             return replace(kept, at=there, u=tried, trace=(*trace, there.value), stretch=stretch), used
         # What is not true of the last steps is forgotten.
         kept = replace(kept, points=points[-1:], moves=moves[-1:])
-    tried = _climbed(here, np.arange(u.size), u)
+    tried = _climbed(here.expectation, np.arange(u.size), u)
     there = at(tried)
     if there.value > here.value + rounding:
         return replace(kept, at=there, u=tried, points=points[:0], moves=moves[:0], trace=(*trace, there.value)), used

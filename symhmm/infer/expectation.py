@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from symhmm.compiler.expected import Expected, e_step, expected_log_density
+from symhmm.compiler.expected import Expected, e_step, expected_log_density, expected_slopes
 from symhmm.infer.closed_forms import Index
 from symhmm.infer.lbfgs import Evaluate
 from symhmm.infer.target import Array, Target
+
+RECORDED = 8  # curvatures beyond which recording them, one after the other, costs more than it saves
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +93,52 @@ class Expectation:
             return [row]
         whole = torch.zeros_like(self.goal.start).index_put((self.goal.free,), row)
         return [whole[e.start : e.stop] for e in self.goal.entries]
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What one iteration of EM reads at ``u``, as numbers.
+
+    Args:
+        u: shape (n,), coordinates of the target.
+        value: log-density of the observed data, nats.
+        gradient: shape (n,), of the log-density and of the expected one alike.
+        curvature: shape (C, n), Hessian of the expected log-density times each of C directions.
+    """
+
+    goal: Target
+    u: Array
+    value: float
+    gradient: Array
+    curvature: Array
+
+    @cached_property
+    def expectation(self) -> Expectation:
+        """The E-step once more, with its weights."""
+        return expectation(self.goal, self.u)
+
+
+def measured(goal: Target, u: Array, directions: Array) -> Measured:
+    """The E-step of ``goal`` at ``u`` and what an M-step in closed form needs of it, replayed from one recording."""
+    if len(directions) > RECORDED:
+        there = expectation(goal, u)
+        return Measured(goal, u, there.value, there.gradient, there.curvature(directions))
+    like = goal.start
+
+    def values(x: Tensor, start: Tensor, *fixed: Tensor) -> Mapping[str, Tensor]:
+        there = replace(goal, start=start, fixed=dict(zip(goal.fixed, fixed, strict=True)))
+        return there.values(there.embed(x))
+
+    value, gradient, curvature = expected_slopes(
+        goal.density,
+        goal.key,
+        values,
+        torch.from_numpy(u).to(like.dtype),
+        torch.from_numpy(directions).to(like.dtype),
+        like,
+        *goal.fixed.values(),
+    )
+    return Measured(goal, u, value.item(), gradient.double().numpy(), curvature.double().numpy())
 
 
 def expectation(goal: Target, u: Array) -> Expectation:

@@ -79,7 +79,9 @@ def starts(goal: Target, search: Search) -> Starts:
     if isinstance(goal.density, Density) and goal.size <= MOST:
         shared = _averaged(expectation(goal, goal.x))
         if np.isfinite(shared.gradient).all() and np.isfinite(shared.expected.value.item()):
-            forms = goal.density.compiled.once(_key(goal), lambda: _forms(shared, n, search.seed))
+            # Whether a block has a form may depend on the numbers that are held.
+            held = tuple(tuple(v.flatten().tolist()) for v in goal.fixed.values())
+            forms = goal.density.compiled.once(("forms", held, goal.key), lambda: _forms(shared, n, search.seed))
             found = shared
     if found is None:
         scale = scales(evaluate, origin, n)
@@ -144,14 +146,6 @@ def _pooled(shared: Expectation, forms: Forms) -> Expectation:
 def _size(at: Expectation, forms: Forms) -> Array:
     """Size of the curvature of each coordinate."""
     return forms.update(at.u, at.gradient, at.curvature(forms.directions()))[1]
-
-
-def _key(goal: Target) -> tuple[object, ...]:
-    """What closed forms depend on besides the program and the shapes of its data."""
-    held = tuple((name, tuple(v.flatten().tolist())) for name, v in goal.fixed.items())
-    tied = None if goal.restriction is None else tuple(goal.restriction.source.tolist())
-    lines = () if goal.restriction is None else tuple(tuple(c.tolist()) for c in goal.restriction.chains)
-    return ("forms", held, tied, lines)
 
 
 def _forms(shared: Expectation, n_observations: int, seed: int) -> Forms:

@@ -1,6 +1,6 @@
 """Target: the part of a density that a driver may move, as a function of one plain vector."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -60,6 +60,13 @@ class Target:
     def entries(self) -> tuple[Entry, ...]:
         """Entries of the layout that are not fixed."""
         return tuple(e for e in self.density.layout.entries if e.name not in self.fixed)
+
+    @property
+    def key(self) -> tuple[Hashable, ...]:
+        """What the values are a function of, the numbers of ``fixed`` and ``start`` apart."""
+        r = self.restriction
+        tied = None if r is None else (tuple(r.source.tolist()), *(tuple(c.tolist()) for c in r.chains))
+        return tuple(self.fixed), tuple(self.free.tolist()), tied
 
     @property
     def x(self) -> Array:
