@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import peers
-from symhmm.chains.operator import chain_message
+from symhmm.chains.operator import chain_evidence
 from symhmm.compiler.step import trace
 from symhmm.memory import keep_freed_memory
 
@@ -47,11 +47,11 @@ def tensors(length: int, batch: int, states: int) -> tuple[Tensor, Tensor]:
 
 def ours(matrix: Tensor, emission: Tensor) -> Step:
     """Value and gradient by the chain operator, captured as a compiled density is."""
-    uniform = -torch.tensor(float(matrix.shape[-1])).log()
+    initial = torch.full(matrix.shape[-1:], 1 / matrix.shape[-1]).log()
 
     def step(matrix: Tensor, emission: Tensor) -> tuple[Tensor, ...]:
         inputs = [x.detach().requires_grad_() for x in (matrix, emission)]
-        value = (chain_message(inputs[0][None], inputs[1]) + uniform).logsumexp(-1).sum()
+        value = chain_evidence(initial, inputs[0][None], inputs[1]).sum()
         return value.detach(), *torch.autograd.grad(value, inputs)
 
     captured = trace(step, [matrix, emission], [], gradients=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from symhmm.chains.careful import careful_backward, careful_forward
+from symhmm.chains.evidence import close
 from symhmm.chains.passes import END, JOIN, RECURSION, UNITS
 from symhmm.chains.places import LIKE, memory
 from symhmm.chains.prepared import Prepared, prepared
@@ -23,7 +24,22 @@ def forward(
 
     The message has the dtype of the terms, or another one.
     """
+    return _forward(_prepared((transition, emission, terminal), length), transition, emission, terminal, dtype)
+
+
+def evidence(
+    initial: Tensor, transition: Tensor, emission: Tensor, terminal: Tensor, length: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Log-probability (*batch) of all that was seen, that of each initial state given it (*batch, S), and what `forward`
+    keeps for the gradient."""
     call = _prepared((transition, emission, terminal), length)
+    message, messages, scales, links = _forward(call, transition, emission, terminal)
+    return close(initial, message, call.layout), message, messages, scales, links
+
+
+def _forward(
+    call: Prepared, transition: Tensor, emission: Tensor, terminal: Tensor, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     layout = call.layout
     few = listed(transition, emission, terminal, layout)
     if few:

@@ -11,6 +11,7 @@ from torch import Tensor
 from symhmm.chains import reference
 from symhmm.chains.layout import common_batch
 from symhmm.chains.registered import best, best_in_stages, chain, chain_in_segments, chain_in_stages, stages_in_segments
+from symhmm.chains.registered_evidence import chain_evidence as evidence_operator
 from symhmm.chains.stages import Stages, dense, joined
 from symhmm.errors import ShapeError, SymhmmError
 from symhmm.semiring import LOG, MAX, Semiring
@@ -66,6 +67,77 @@ def chain_message(
     tensor([0.2075, 0.0850])
     """
     transition, emission, terminal, length = _align(transition, emission, terminal, length, history)
+    return _message(transition, emission, terminal, length, history, semiring, strategy)
+
+
+def chain_evidence(
+    initial: Tensor,
+    transition: Tensor,
+    emission: Tensor | None = None,
+    terminal: Tensor | None = None,
+    *,
+    length: int | None = None,
+    history: int = 1,
+    semiring: Semiring = LOG,
+    strategy: str = "auto",
+) -> Tensor:
+    """Sum (or maximise) over all hidden paths of a batch of chains: the log-probability of what they have emitted.
+
+    With s_0 the joint state before the first step, it is log sum over s_0 of exp(initial[s_0] + message[s_0]) with the
+    message of `chain_message`. The kernel makes it and its gradient in one operation each, which is what short chains are
+    made of; all else is as it is there.
+
+    Args:
+        initial: shape (*batch, S), nats, S = K**history: the log-factor of the joint state before the first step; a first
+            observation that has no transition before it belongs here, too.
+        transition, emission, terminal, length, history, semiring, strategy: as in `chain_message`.
+
+    Returns:
+        shape (*batch), nats; ``-inf`` where no path is possible, with zero gradient there.
+
+    Raises:
+        ShapeError: sizes that do not fit, or a length that cannot be known.
+
+    >>> initial = torch.tensor([0.5, 0.5]).log()
+    >>> stay = torch.tensor([[0.9, 0.1], [0.2, 0.8]]).log()[None]              # constant over time
+    >>> emission = torch.tensor([[0.5, 0.5], [1.0, 0.0], [0.5, 0.5]]).log()    # step 2 is seen to be in state 0
+    >>> chain_evidence(initial, stay, emission).exp()
+    tensor(0.1462)
+    """
+    if initial.dim() < 1 or initial.shape[-1] != transition.shape[-2:][0]:
+        raise ShapeError(
+            "initial terms do not fit the transition of a chain.",
+            details=[f"initial seen {tuple(initial.shape)}, transition {tuple(transition.shape)}, wanted (*batch, S)"],
+        )
+    transition, emission, terminal, length = _align(transition, emission, terminal, length, history)
+    own, batch = initial.shape[:-1], common_batch(transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1])
+    # The operator has no chains of its own for initial terms that differ where chains do not.
+    within = len(own) <= len(batch) and all(n in (1, m) for n, m in zip(reversed(own), reversed(batch), strict=False))
+    fused = length > 0 and strategy in ("auto", "kernel") and within and initial.dtype == transition.dtype
+    if fused and _kernel(transition, history, semiring) is chain:
+        initial = initial[(None,) * (len(batch) - len(own))]
+        evidence: Tensor = evidence_operator(initial, transition, emission, terminal, length)[0]
+        return evidence
+    message = _message(transition, emission, terminal, length, history, semiring, strategy)
+    try:
+        return semiring.reduce(initial + message, -1)
+    except RuntimeError as error:
+        raise ShapeError(
+            "the batch of the initial terms does not broadcast against that of the chains.",
+            details=[f"initial {tuple(own)}, chains {tuple(batch)}"],
+        ) from error
+
+
+def _message(
+    transition: Tensor,
+    emission: Tensor,
+    terminal: Tensor,
+    length: int,
+    history: int,
+    semiring: Semiring,
+    strategy: str,
+) -> Tensor:
+    """`chain_message` of aligned terms."""
     if strategy not in STRATEGIES:
         raise SymhmmError(f"unknown chain strategy {strategy!r}.", suggestion=f"one of {', '.join(STRATEGIES)}")
     if length == 0:

@@ -20,7 +20,7 @@ from symhmm.errors import SymhmmError
 _LIBRARY = torch.library.Library("symhmm", "FRAGMENT")
 
 
-def _operator(function: Callable[..., Any]) -> Any:
+def cpu_operator(function: Callable[..., Any]) -> Any:
     """The operator ``symhmm::<name of the function>`` with the function as its kernel for CPU.
 
     `custom_op` would wrap the kernel so that torch's compiler leaves it alone, and import that compiler at the first call.
@@ -30,7 +30,7 @@ def _operator(function: Callable[..., Any]) -> Any:
     return made
 
 
-@_operator
+@cpu_operator
 def chain(transition: Tensor, emission: Tensor, terminal: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The message, and what the gradient needs: `Layout.messages`, `Layout.scales` and `Layout.links`."""
     from symhmm.chains import cpu
@@ -38,7 +38,7 @@ def chain(transition: Tensor, emission: Tensor, terminal: Tensor, length: int) -
     return cpu.forward(transition, emission, terminal, length)
 
 
-@_operator
+@cpu_operator
 def chain_backward(
     weight: Tensor,
     transition: Tensor,
@@ -55,7 +55,7 @@ def chain_backward(
     return cpu.backward(weight, transition, emission, terminal, messages, scales, links, length)
 
 
-@_operator
+@cpu_operator
 def chain_in_segments(
     transition: Tensor, emission: Tensor, terminal: Tensor, length: int, segments: int
 ) -> tuple[Tensor, Tensor]:
@@ -65,7 +65,7 @@ def chain_in_segments(
     return cpu.forward(transition, emission, terminal, length, segments)
 
 
-@_operator
+@cpu_operator
 def chain_in_segments_backward(
     weight: Tensor, transition: Tensor, emission: Tensor, terminal: Tensor, ends: Tensor, length: int, segments: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -75,7 +75,7 @@ def chain_in_segments_backward(
     return cpu.backward(weight, transition, emission, terminal, ends, length, segments)
 
 
-@_operator
+@cpu_operator
 def chain_in_stages(
     transition: Tensor, emission: Tensor, terminal: Tensor, length: int, stages: list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,7 +85,7 @@ def chain_in_stages(
     return staged.forward(transition, emission, terminal, length, stages)
 
 
-@_operator
+@cpu_operator
 def chain_in_stages_backward(
     weight: Tensor,
     transition: Tensor,
@@ -102,7 +102,7 @@ def chain_in_stages_backward(
     return staged.backward(weight, transition, emission, terminal, messages, scales, length, stages)
 
 
-@_operator
+@cpu_operator
 def stages_in_segments(
     transition: Tensor, emission: Tensor, terminal: Tensor, length: int, segments: int, stages: list[int]
 ) -> tuple[Tensor, Tensor]:
@@ -112,7 +112,7 @@ def stages_in_segments(
     return cpu.forward(transition, emission, terminal, length, segments, stages)
 
 
-@_operator
+@cpu_operator
 def stages_in_segments_backward(
     weight: Tensor,
     transition: Tensor,
@@ -129,7 +129,7 @@ def stages_in_segments_backward(
     return cpu.backward(weight, transition, emission, terminal, ends, length, segments, stages)
 
 
-@_operator
+@cpu_operator
 def best_in_stages(
     transition: Tensor, emission: Tensor, terminal: Tensor, length: int, stages: list[int]
 ) -> tuple[Tensor, Tensor]:
@@ -139,7 +139,7 @@ def best_in_stages(
     return staged_best.forward(transition, emission, terminal, length, stages)
 
 
-@_operator
+@cpu_operator
 def best_in_stages_backward(
     weight: Tensor,
     transition: Tensor,
@@ -155,7 +155,7 @@ def best_in_stages_backward(
     return staged_best.backward(weight, transition, emission, terminal, choices, length, stages)
 
 
-@_operator
+@cpu_operator
 def best(transition: Tensor, emission: Tensor, terminal: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """The message in the max semiring, and the best next state (*batch, n, S) at every step, -1 where there is none."""
     from symhmm.chains import cpu_best
@@ -163,7 +163,7 @@ def best(transition: Tensor, emission: Tensor, terminal: Tensor, length: int) ->
     return cpu_best.forward(transition, emission, terminal, length)
 
 
-@_operator
+@cpu_operator
 def best_backward(
     weight: Tensor, transition: Tensor, emission: Tensor, terminal: Tensor, choices: Tensor, length: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -191,7 +191,8 @@ def _(
 
 
 @chain.register_fake
-def _(transition: Tensor, emission: Tensor, terminal: Tensor, length: int) -> tuple[Tensor, ...]:
+def like_chain(transition: Tensor, emission: Tensor, terminal: Tensor, length: int) -> tuple[Tensor, ...]:
+    """What `chain` returns, without numbers."""
     batch = common_batch(transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1])
     if transition.device.type == "cuda":
         return tuple(transition.new_empty(size) for size in device_sizes(batch, length, transition.shape[-2]))
@@ -252,14 +253,15 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     ctx.set_materialize_grads(False)
 
 
-def _no_second_gradient(ctx: Any, *_: Tensor | None) -> tuple[None, ...]:
+def no_second_gradient(ctx: Any, *_: Tensor | None) -> tuple[None, ...]:
+    """Refuse to differentiate a gradient."""
     raise SymhmmError(
         "the chain kernel has no second derivative.",
         suggestion="strategy='scan' (or 'sequential'), which can be differentiated any number of times",
     )
 
 
-def _leading(x: Tensor, dim: int | None) -> Tensor:
+def leading(x: Tensor, dim: int | None) -> Tensor:
     """The vmapped dimension in front, of size 1 where there is none."""
     return x.unsqueeze(0) if dim is None else x.movedim(dim, 0)
 
@@ -273,7 +275,7 @@ def _register(forward: Any, backward: Any, outputs: int, fake: Any = _fake_gradi
         return (*backward(weight, *ctx.saved_tensors, *ctx.counts), *(None for _ in ctx.counts))
 
     def batched(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        inputs = [_leading(x, d) for x, d in zip(args[:3], in_dims[:3], strict=True)]
+        inputs = [leading(x, d) for x, d in zip(args[:3], in_dims[:3], strict=True)]
         return forward(*inputs, *args[3:]), (0,) * outputs
 
     def batched_gradient(
@@ -282,14 +284,14 @@ def _register(forward: Any, backward: Any, outputs: int, fake: Any = _fake_gradi
         tensors = [x for x in args if isinstance(x, Tensor)]
         # Every member gets its own gradient, also of an input that they share: expand it, which costs no memory.
         inputs = [
-            _leading(x, d).expand(info.batch_size, *[-1] * (x.dim() - (d is not None)))
+            leading(x, d).expand(info.batch_size, *[-1] * (x.dim() - (d is not None)))
             for x, d in zip(tensors, in_dims, strict=False)
         ]
         return backward(*inputs, *args[len(tensors) :]), (0, 0, 0)
 
     backward.register_fake(fake)
     forward.register_autograd(gradient, setup_context=_setup)
-    backward.register_autograd(_no_second_gradient)
+    backward.register_autograd(no_second_gradient)
     forward.register_vmap(batched)
     backward.register_vmap(batched_gradient)
 

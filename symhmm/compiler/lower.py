@@ -1,13 +1,15 @@
 """Lower: run a plan over a semiring, from named funsor terms to one tensor."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from funsor.tensor import Tensor as Term
 from torch import Tensor
 
-from symhmm.chains.operator import chain_message, staged_message
+from symhmm.chains.operator import chain_evidence, chain_message, staged_message
 from symhmm.compiler.plan import ChainContract, Contract, Plan, PlateProduct
+from symhmm.compiler.steps import Operand, Step
 from symhmm.errors import GraphError
 from symhmm.graph import FactorGraph
 from symhmm.semiring import LOG, Semiring
@@ -41,7 +43,7 @@ def lower(graph: FactorGraph, plan: Plan, semiring: Semiring = LOG) -> Tensor:
                 suggestion="plan(graph) again",
             )
         terms[operand.index] = Named.from_funsor(factor.term, factor.name)
-    for step in plan.steps:
+    for step in _joined(plan):
         parts = [terms.pop(i) for i in step.operands]
         match step:
             case Contract():
@@ -50,10 +52,57 @@ def lower(graph: FactorGraph, plan: Plan, semiring: Semiring = LOG) -> Tensor:
                 terms[step.result.index] = _plate_product(parts[0], step)
             case ChainContract():
                 terms[step.result.index] = _chain(dict(zip(step.operands, parts, strict=True)), step, semiring)
+            case WholeChain():
+                terms[step.result.index] = _whole_chain(dict(zip(step.operands, parts, strict=True)), step, semiring)
     kept = sorted(plan.keep)
     total = [terms[i].aligned(kept) * scale for i, scale in plan.outputs]
     shape = [graph.plates[p].size for p in kept]
     return torch.broadcast_to(sum(total), shape) if total else torch.zeros(shape)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class WholeChain:
+    """A chain together with all ``first`` terms of its initial variables, which are summed out, too."""
+
+    operands: tuple[int, ...]
+    chain: ChainContract
+    first: tuple[int, ...]
+    result: Operand
+
+
+def _joined(plan: Plan) -> Iterator[Step | WholeChain]:
+    """The steps of a plan, where one operator takes care of a chain and of its initial variables if it can.
+
+    It can where these are summed out at once, and what else depends on them depends on nothing that the chain does not.
+    """
+    inputs = {o.index: o.inputs for o in (*plan.operands, *(s.result for s in plan.steps))}
+    whole: dict[int, list[WholeChain]] = {}
+    for step in plan.steps:
+        for other in plan.steps:
+            if not isinstance(step, ChainContract) or step.stages or not isinstance(other, Contract):
+                continue
+            initial = {n for names in step.initial for n in names}
+            if step.result.index not in other.operands or not initial <= set(other.variables):
+                continue
+            first = tuple(i for i in other.operands if i != step.result.index and initial & set(inputs[i]))
+            if first and all(set(inputs[i]) <= initial | set(step.batch) for i in first):
+                result = replace(step.result, inputs={n: step.result.inputs[n] for n in step.batch})
+                joined = WholeChain((*step.operands, *first), step, first, result)
+                whole.setdefault(other.result.index, []).append(joined)
+    inside = {w.chain.result.index for found in whole.values() for w in found}
+    for step in plan.steps:
+        if step.result.index in inside:
+            continue
+        for joined in whole.get(step.result.index, ()):
+            assert isinstance(step, Contract)
+            yield joined
+            initial = {n for names in joined.chain.initial for n in names}
+            step = replace(
+                step,
+                operands=tuple(i for i in step.operands if i not in joined.first),
+                variables=tuple(n for n in step.variables if n not in initial),
+            )
+        yield step
 
 
 class Named:
@@ -110,11 +159,39 @@ def _plate_product(part: Named, step: PlateProduct) -> Named:
 
 
 def _chain(parts: dict[int, Named], step: ChainContract, semiring: Semiring) -> Named:
-    size = {n: s for p in parts.values() for n, s in zip(p.names, p.data.shape, strict=True)}
+    if step.stages:
+        factors, emission = stage_terms(parts, step)
+        message = staged_message(
+            factors, emission, step.length, step.stages, semiring, segments=step.strategy != "stages"
+        )
+    else:
+        transition, emission = _chain_terms(parts, step)
+        message = chain_message(
+            transition, emission, length=step.length, history=step.history, semiring=semiring, strategy=step.strategy
+        )
+    names = [*step.batch, *(n for names in step.initial for n in names)]
+    return Named(message.reshape([step.result.inputs[n] for n in names]), names)
+
+
+def _whole_chain(parts: dict[int, Named], step: WholeChain, semiring: Semiring) -> Named:
+    chain = step.chain
+    names = [n for names in chain.initial for n in names]
+    sizes = [chain.result.inputs[n] for n in names]
+    first = _product([parts[i] for i in step.first], [*chain.batch, *names])
+    lead = list(first.shape[: len(chain.batch)])
+    transition, emission = _chain_terms(parts, chain)
+    evidence = chain_evidence(
+        first.expand([*lead, *sizes]).reshape([*lead, _volume(sizes)]), transition, emission,
+        length=chain.length, history=chain.history, semiring=semiring, strategy=chain.strategy,
+    )  # fmt: skip
+    return Named(evidence, chain.batch)
+
+
+def _chain_terms(parts: Mapping[int, Named], step: ChainContract) -> tuple[Tensor, Tensor | None]:
+    """The transition (*batch, n or 1, S, K) of a chain, and its emission (*batch, n or 1, K)."""
     before = [n for names in step.previous for n in names]
     frame = [*step.batch, step.axis]
-    result_sizes = step.result.inputs
-    states = [result_sizes[n] for n in step.initial[-1]]
+    states = [step.result.inputs[n] for n in step.initial[-1]]
     one_step, all_steps = _volume(states), _volume(states) ** step.history
 
     def flat(indices: tuple[int, ...], names: list[str], sizes: list[int], last: list[int]) -> Tensor:
@@ -122,22 +199,9 @@ def _chain(parts: dict[int, Named], step: ChainContract, semiring: Semiring) -> 
         leading = list(data.shape[: len(frame)])
         return data.expand([*leading, *sizes]).reshape([*leading, *last])
 
-    if step.stages:
-        factors, emission = stage_terms(parts, step)
-        message = staged_message(
-            factors, emission, step.length, step.stages, semiring, segments=step.strategy != "stages"
-        )
-    else:
-        emission = flat(step.emission, list(step.current), states, [one_step]) if step.emission else None
-        transition = flat(
-            step.transition, [*before, *step.current], states * (step.history + 1), [all_steps, one_step]
-        )  # (*batch, n or 1, S, K)
-        message = chain_message(
-            transition, emission, length=step.length, history=step.history, semiring=semiring, strategy=step.strategy
-        )
-    initial = [n for names in step.initial for n in names]
-    batch = [size[n] for n in step.batch]
-    return Named(message.reshape([*batch, *(result_sizes[n] for n in initial)]), [*step.batch, *initial])
+    emission = flat(step.emission, list(step.current), states, [one_step]) if step.emission else None
+    every = states * (step.history + 1)
+    return flat(step.transition, [*before, *step.current], every, [all_steps, one_step]), emission
 
 
 def stage_terms(parts: Mapping[int, Named], step: ChainContract) -> tuple[list[Tensor], Tensor | None]:

@@ -1,0 +1,246 @@
+"""The log-probability of whole chains against all hidden paths, one by one."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.testing import assert_close
+
+from symhmm.chains.operator import chain_evidence, chain_message
+from symhmm.compiler.step import trace
+from symhmm.errors import ShapeError, SymhmmError
+from symhmm.semiring import LOG, MAX
+
+STRATEGIES = ["kernel", "segments", "sequential", "scan"]
+
+
+def every_path(initial: Tensor, transition: Tensor, emission: Tensor, terminal: Tensor, length: int, history: int):
+    """The oracle: the largest and the log-sum of the log-weights of all paths, from the first known state on."""
+    states, size = transition.shape[-2:]
+    weights = []
+    for s in range(states):
+        for path in itertools.product(range(size), repeat=length):
+            now, weight = s, initial[..., s]
+            for t, x in enumerate(path):
+                f, e = min(t, transition.shape[-3] - 1), min(t, emission.shape[-2] - 1)
+                weight = weight + transition[..., f, now, x] + emission[..., e, x]
+                now = now * size % states + x
+            weights.append(weight + terminal[..., now])
+    batch = torch.broadcast_shapes(initial.shape[:-1], transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1])
+    together = torch.stack([w.expand(batch) for w in weights], -1)
+    best = together.detach().amax(-1)
+    total = together.where(best[..., None] > -torch.inf, 0).logsumexp(-1)
+    return {LOG: total.where(best > -torch.inf, -torch.inf), MAX: best}
+
+
+def gradients(evidence: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+    """With weights of both signs; what is impossible has no part in them."""
+    weight = torch.linspace(-1, 2, evidence.numel(), dtype=evidence.dtype).reshape(evidence.shape)
+    possible = evidence.isfinite()
+    if not possible.any():
+        return [torch.zeros_like(x) for x in inputs]
+    found = torch.autograd.grad((evidence[possible] * weight[possible]).sum(), inputs, materialize_grads=True)
+    return list(found)
+
+
+@st.composite
+def chains(draw, max_length=5):
+    size, history = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    length = draw(st.integers(0, max_length if size**history < 9 else 3))
+    full = draw(st.lists(st.integers(1, 3), max_size=2))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
+    holes = draw(st.sampled_from([0.0, 0.0, 0.2, 0.6]))
+
+    def term(*event: int, timed: bool) -> Tensor:
+        batch = [n if draw(st.booleans()) else 1 for n in full][draw(st.integers(0, len(full))) :]
+        time = [length if draw(st.booleans()) else 1] if timed else []
+        x = torch.randn(*batch, *time, *event, dtype=torch.float64, generator=generator) * 2
+        x = x.transpose(0, -1).contiguous().transpose(0, -1) if draw(st.booleans()) else x
+        x[torch.rand(x.shape, generator=generator) < holes] = -torch.inf
+        return x.requires_grad_()
+
+    states = size**history
+    terms = [term(states, timed=False), term(states, size, timed=True), term(size, timed=True)]
+    return [*terms, term(states, timed=False)], length, history
+
+
+@pytest.mark.parametrize("semiring", [LOG, MAX])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@settings(max_examples=25)
+@given(chain=chains())
+def test_equals_the_sum_over_all_paths(strategy, semiring, chain):
+    inputs, length, history = chain
+    seen = chain_evidence(*inputs, length=length, history=history, semiring=semiring, strategy=strategy)
+    wanted = every_path(*inputs, length, history)[semiring]
+    assert_close(seen, wanted, rtol=1e-10, atol=1e-10)
+    if semiring == LOG:
+        for g, w in zip(gradients(seen, inputs), gradients(wanted, inputs), strict=True):
+            assert_close(g, w, rtol=1e-10, atol=1e-10)
+
+
+def long_chain(batch, length, size, shared=True, dtype=torch.float64):
+    inputs = [
+        torch.randn(*(() if shared else batch), size).log_softmax(-1),
+        torch.randn(1, size, size).log_softmax(-1),
+        3 * torch.randn(*batch, length, size),
+        torch.randn(size),
+    ]
+    return [x.to(dtype).requires_grad_() for x in inputs]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("batch, length, size", [((), 1000, 3), ((2, 9), 70, 5), ((17,), 33, 20), ((), 60, 50)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_long_chains_equal_the_reference(batch, length, size, shared, dtype):
+    inputs = long_chain(batch, length, size, shared)
+    inputs[1].data[0, 0, 1:] = -torch.inf  # from 48 states on a list of moves, if they are few
+    if size == 50:
+        inputs[1].data.masked_fill_(torch.ones(size, size).tril(-2).triu(-30).bool(), -torch.inf)
+    wanted = chain_evidence(*inputs, strategy="sequential")
+    own = [x.detach().to(dtype).requires_grad_() for x in inputs]
+    seen, exact = chain_evidence(*own), dtype == torch.float64
+    assert seen.dtype == dtype
+    assert_close(seen.double(), wanted, rtol=1e-10 if exact else 2e-6, atol=0)
+    for g, w in zip(gradients(seen, own), gradients(wanted, inputs), strict=True):
+        assert_close(g.double(), w, rtol=1e-10 if exact else 2e-4, atol=1e-10 if exact else 2e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("batch", [(), (5,)])
+def test_an_impossible_observation_is_minus_infinity_with_finite_gradients(dtype, batch):
+    inputs = [x.detach() for x in long_chain(batch, 90, 3, dtype=dtype)]
+    inputs[2][(2, 50) if batch else 50] = -torch.inf
+    inputs = [x.requires_grad_() for x in inputs]
+    evidence = chain_evidence(*inputs)
+    assert evidence.isneginf().sum() == 1
+    found = torch.autograd.grad(evidence.sum(), inputs)
+    assert all(g.isfinite().all() for g in found)
+    assert (found[2][evidence.isneginf()] == 0).all()
+
+
+def test_numbers_that_are_none_and_infinite_ones_stay():
+    initial = torch.tensor([[0.0, -torch.inf], [torch.nan, -torch.inf], [torch.inf, -torch.inf]])
+    found = chain_evidence(initial, torch.zeros(1, 2, 2), torch.zeros(3, 4, 2))
+    assert_close(found, torch.tensor([2.0**4, torch.nan, torch.inf]).log(), equal_nan=True)
+
+
+def step(initial, transition, emission, terminal):
+    inputs = [x.detach().requires_grad_() for x in (initial, transition, emission, terminal)]
+    value = chain_evidence(*inputs).square().sum()
+    return value, torch.autograd.grad(value, inputs)
+
+
+def test_one_node_for_the_value_and_one_for_the_gradient():
+    inputs = torch.randn(2), torch.randn(1, 2, 2), torch.randn(5, 40, 2), torch.randn(2)
+    for mode in ("real", "fake"):
+        graph = make_fx(step, tracing_mode=mode)(*inputs)
+        calls = [str(n.target) for n in graph.graph.nodes if "symhmm" in str(n.target)]
+        assert calls == ["symhmm.chain_evidence.default", "symhmm.chain_backward.default"]
+        other = [torch.randn_like(x) for x in inputs]
+        assert_close(graph(*other), step(*other))
+
+
+def test_captured_and_compiled():
+    def flat(*x):
+        value, found = step(*x)
+        return value.detach(), *found
+
+    inputs, other = ([torch.randn(2), torch.randn(1, 2, 2), torch.randn(5, 40, 2), torch.randn(2)] for _ in range(2))
+    captured = trace(flat, inputs, [], gradients=True)
+    assert_close(captured.numbers(other, captured.constants([])), flat(*other))
+    assert_close(torch.compile(chain_evidence, fullgraph=True, backend="aot_eager")(*inputs), chain_evidence(*inputs))
+
+
+def test_what_torch_asks_of_an_operator():
+    inputs = [
+        x.detach().unsqueeze(0).requires_grad_() if i in (0, 3) else x for i, x in enumerate(long_chain((3,), 40, 2))
+    ]
+    inputs[1] = inputs[1].detach().unsqueeze(0).requires_grad_()
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(torch.ops.symhmm.chain_evidence.default, (*inputs, 40), test_utils=tests)
+
+
+@pytest.mark.parametrize("length", [1, 40, 400])
+@pytest.mark.parametrize("mapped", [m for m in itertools.product([False, True], repeat=4) if any(m)])
+def test_vmap_equals_a_loop(length, mapped):
+    plain = (
+        torch.randn(2).double(),
+        torch.randn(1, 2, 2).double(),
+        torch.randn(3, length, 2).double(),
+        torch.randn(2).double(),
+    )
+    many = [torch.randn(4, *x.shape).double() if m else x for x, m in zip(plain, mapped, strict=True)]
+    dims = tuple(0 if m else None for m in mapped)
+    one_by_one = [[x[i] if m else x for x, m in zip(many, mapped, strict=True)] for i in range(4)]
+    assert_close(torch.func.vmap(chain_evidence, dims)(*many), torch.stack([chain_evidence(*x) for x in one_by_one]))
+    value, found = torch.func.vmap(make_fx(step)(*plain), dims)(*many)
+    for i, x in enumerate(one_by_one):
+        wanted, grads = step(*x)
+        assert_close(value[i], wanted)
+        assert_close([g[i] for g in found], list(grads))
+
+
+def test_many_cotangents_at_once():
+    inputs = long_chain((3,), 400, 3)
+    evidence = chain_evidence(*inputs)
+    rows = torch.autograd.grad(evidence, inputs, torch.eye(3).double(), is_grads_batched=True, retain_graph=True)
+    for s in range(3):
+        assert_close([r[s] for r in rows], list(torch.autograd.grad(evidence[s], inputs, retain_graph=True)))
+
+
+def test_only_the_gradients_that_are_asked_for():
+    initial, transition, emission, _ = (x.detach() for x in long_chain((3,), 40, 3))
+    full = [x.clone().requires_grad_() for x in (initial, transition, emission)]
+    wanted = torch.autograd.grad(chain_evidence(*full).sum(), full)
+    for k in range(3):
+        inputs = [x.clone().requires_grad_(i == k) for i, x in enumerate((initial, transition, emission))]
+        assert_close(torch.autograd.grad(chain_evidence(*inputs).sum(), inputs[k])[0], wanted[k])
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_a_second_derivative_of_the_kernel_names_the_strategies_that_have_one(which):
+    inputs = [torch.zeros(2), torch.zeros(1, 2, 2), torch.randn(4, 2)]
+    inputs[which].requires_grad_()
+    (gradient,) = torch.autograd.grad(chain_evidence(*inputs).sum(), inputs[which], create_graph=True)
+    with pytest.raises(SymhmmError, match="scan"):
+        gradient.sum().backward()
+
+
+def test_the_reference_has_second_derivatives():
+    initial = torch.randn(2).double().requires_grad_()
+    emission = torch.randn(4, 2).double().requires_grad_()
+
+    def f(i, e):
+        return chain_evidence(i, torch.eye(2).double().log_softmax(-1)[None], e, strategy="scan")
+
+    assert torch.autograd.gradgradcheck(f, (initial, emission))
+
+
+def test_initial_terms_that_differ_where_chains_do_not():
+    initial, transition, emission = (
+        torch.randn(4, 3).double(),
+        torch.randn(1, 3, 3).double(),
+        torch.randn(9, 3).double(),
+    )
+    seen = chain_evidence(initial, transition, emission)
+    assert_close(seen, (initial + chain_message(transition, emission)).logsumexp(-1))
+
+
+def test_sizes_that_do_not_fit():
+    with pytest.raises(ShapeError, match="initial"):
+        chain_evidence(torch.zeros(3), torch.zeros(1, 2, 2), torch.zeros(4, 2))
+    with pytest.raises(ShapeError, match="initial"):
+        chain_evidence(torch.zeros(3, 2), torch.zeros(1, 2, 2), torch.zeros(2, 4, 2))
+    with pytest.raises(SymhmmError, match="sequential"):
+        chain_evidence(torch.zeros(2), torch.zeros(1, 2, 2), strategy="fastest")
+
+
+def test_an_empty_batch():
+    emission = torch.zeros(0, 4, 2, requires_grad=True)
+    evidence = chain_evidence(torch.zeros(2), torch.zeros(1, 2, 2), emission)
+    evidence.sum().backward()
+    assert evidence.shape == (0,) and emission.grad.shape == (0, 4, 2)
