@@ -21,8 +21,8 @@ from symhmm.infer.metric import climb
 from symhmm.infer.progress import Listener, Reporter
 from symhmm.infer.restrict import Order, Tie
 from symhmm.infer.target import Array, Target, target
-from symhmm.infer.verdict import of_ascent
-from symhmm.infer.warm import warm_start
+from symhmm.infer.verdict import STOPPED_WARM, of_ascent
+from symhmm.infer.warm import Interrupted, warm_start
 from symhmm.tables.results import (
     LAPLACE,
     LAPLACE_POSTERIOR,
@@ -117,6 +117,8 @@ def run(
             if state.ascents[-1].value - before < STILL:
                 break
             before = state.ascents[-1].value
+    except Interrupted as cut:
+        state, stopped = _started(cut.goal, cut.ascents, cut.evaluations, goal, marginal), True
     except KeyboardInterrupt:
         stopped = True
         state = state or State(goal, marginal, (), Optima(), 0)
@@ -128,7 +130,10 @@ def run(
 def init(marginal: Laplace, goal: Target, start: Mapping[str, Any] | None, *, seed: int, restarts: int) -> State:
     """Maximise without random effects and start from there, or nearby where ``goal`` has restrictions."""
     whole = target(marginal.density, goal.fixed, "laplace", start)
-    warm, ascents, evaluations = warm_start(whole, seed=seed, restarts=restarts)
+    return _started(*warm_start(whole, seed=seed, restarts=restarts), goal, marginal)
+
+
+def _started(warm: Target, ascents: list[Ascent], evaluations: int, goal: Target, marginal: Laplace) -> State:
     optima = Optima(tuple(a.value for a in ascents), tuple(a.converged for a in ascents), of=WARM)
     return State(goal.at(warm.start[_positions(marginal)]), marginal, (), optima, evaluations)
 
@@ -150,7 +155,10 @@ def step(state: State, report: Reporter, *, tolerance: float, max_evaluations: i
 
     ascent = climb(evaluate, state.x, tolerance=tolerance, max_evaluations=max_evaluations, noise=NOISE)
     if ascent.converged:
-        ascent = _settled(goal, evaluate, ascent, tolerance)
+        try:
+            ascent = _settled(goal, evaluate, ascent, tolerance)
+        except KeyboardInterrupt:
+            ascent = replace(ascent, interrupted=True)
     return replace(state, ascents=(*state.ascents, ascent), evaluations=state.evaluations + len(ascent.trace))
 
 
@@ -231,6 +239,8 @@ def _estimate(state: State, stopped: bool, draws: int, grid: int, seed: int, all
     kept = {n: v.detach() for n, v in goal.values(vector).items()}
     values = {e.name: {**kept, **members.effects(modes.u)}[e.name] for e in density.layout.entries}
     status = of_ascent(goal, best, vector, kept, allowed, stopped or best.interrupted)
+    if stopped or best.interrupted:
+        status = replace(status, try_=STOPPED_WARM.try_) if np.isfinite(best.value) else STOPPED_WARM
     prior = any(not e.is_param for e in marginal.layout.entries)
     exact, error, name = None, 0.0, LAPLACE_POSTERIOR if prior else LAPLACE
     if np.isfinite(best.value):

@@ -24,39 +24,47 @@ def climb(
     >>> climb(lambda x: (-0.5 * float(x @ valley @ x), -valley @ x), np.array([3.0, -1.0])).converged
     True
     """
-    if start.size > LARGEST:
-        precision = _relative(noise, evaluate(start)[0])
-        return ascend(evaluate, start, tolerance=tolerance, max_evaluations=max_evaluations, precision=precision)
     best, trace, stalled = Ascent(start, -np.inf, np.zeros_like(start)), list[float](), False
-    while True:
-        origin = best.x
-        value, gradient = evaluate(origin)
-        trace.append(value)
-        unit = _unit(evaluate, origin, gradient, trace)
-        # A valley without end, such as that of a spread that goes to zero, is left by this door.
-        gain = 0.5 * float(np.square(unit.T @ gradient).sum())
-        if np.isfinite(best.value) and (stalled or gain <= tolerance):
-            return replace(best, gain=gain, converged=gain <= tolerance)
-        allowed = min(max_evaluations - len(trace), 20 + 2 * start.size)
+    seen = best  # the same point with its value, once that is known
+    try:
+        if start.size > LARGEST:
+            precision = _relative(noise, evaluate(start)[0])
+            return ascend(evaluate, start, tolerance=tolerance, max_evaluations=max_evaluations, precision=precision)
+        while True:
+            origin = best.x
+            value, gradient = evaluate(origin)
+            trace.append(value)
+            if np.isfinite(value):
+                seen = replace(best, value=value, gradient=gradient)
+            unit = _unit(evaluate, origin, gradient, trace)
+            # A valley without end, such as that of a spread that goes to zero, is left by this door.
+            gain = 0.5 * float(np.square(unit.T @ gradient).sum())
+            if np.isfinite(best.value) and (stalled or gain <= tolerance):
+                return replace(best, gain=gain, converged=gain <= tolerance)
+            allowed = min(max_evaluations - len(trace), 20 + 2 * start.size)
 
-        def rounder(z: Array, origin: Array = origin, unit: Array = unit) -> tuple[float, Array]:
-            value, gradient = evaluate(origin + unit @ z)
-            return value, unit.T @ gradient
+            def rounder(z: Array, origin: Array = origin, unit: Array = unit) -> tuple[float, Array]:
+                value, gradient = evaluate(origin + unit @ z)
+                return value, unit.T @ gradient
 
-        found = ascend(
-            rounder,
-            np.zeros_like(start),
-            tolerance=tolerance,
-            max_evaluations=max(allowed, 1),
-            precision=_relative(noise, value),
-        )
-        trace += found.trace
-        back: Array = np.asarray(np.linalg.solve(unit.T, found.gradient), dtype=np.float64)
-        risen = found.value - best.value
-        best = replace(found, x=origin + unit @ found.x, gradient=back, trace=trace)
-        stalled = not risen > tolerance
-        if found.converged or found.interrupted or len(trace) >= max_evaluations or not np.isfinite(best.value):
-            return best
+            found = ascend(
+                rounder,
+                np.zeros_like(start),
+                tolerance=tolerance,
+                max_evaluations=max(allowed, 1),
+                precision=_relative(noise, value),
+            )
+            trace += found.trace
+            if found.interrupted and not found.value > seen.value:
+                raise KeyboardInterrupt
+            back: Array = np.asarray(np.linalg.solve(unit.T, found.gradient), dtype=np.float64)
+            risen = found.value - best.value
+            best = seen = replace(found, x=origin + unit @ found.x, gradient=back, trace=trace)
+            stalled = not risen > tolerance
+            if found.converged or found.interrupted or len(trace) >= max_evaluations or not np.isfinite(best.value):
+                return best
+    except KeyboardInterrupt:
+        return replace(seen, trace=trace, converged=False, interrupted=True)
 
 
 def _relative(noise: float, value: float) -> float:

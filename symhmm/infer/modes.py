@@ -30,6 +30,8 @@ def settled(goal: Target, held: set[str]) -> tuple[Target, int]:
         return value, moving.pulled_back(u, gradient).double().numpy()
 
     found = ascend(evaluate, moving.x, tolerance=1e-2, max_evaluations=ENOUGH)
+    if found.interrupted:
+        raise KeyboardInterrupt
     return goal.at(moving.embed(torch.from_numpy(found.x).to(goal.start.dtype))), len(found.trace)
 
 

@@ -26,7 +26,7 @@ from symhmm.infer.progress import Listener, Reporter
 from symhmm.infer.restrict import Order, Tie
 from symhmm.infer.sampler import Chain, chain_from, require_nutpie, sample
 from symhmm.infer.target import Array, Target, target
-from symhmm.infer.verdict import CONTINUE, without_start
+from symhmm.infer.verdict import CONTINUE, STOPPED, without_start
 from symhmm.infer.whiten import Whitening
 from symhmm.tables.results import MEAN_LOG_POSTERIOR, Estimate, Optima, Status
 
@@ -234,9 +234,7 @@ def _ticks(report: Reporter, done: int) -> Callable[[], None]:
 def _estimate(goal: Target, state: State | None, options: Options, stopped: bool, began: float) -> Estimate:
     posterior, vector, optima, calls = None, goal.start, Optima(), 0
     log, error = torch.zeros(0, dtype=torch.float64), 0.0
-    status = Status(
-        False, "stopped by Ctrl-C", ("before there were any draws: values are those of the start",), CONTINUE
-    )
+    status = Status(False, STOPPED, ("before there were any draws: values are those of the start",), CONTINUE)
     if state is not None:
         optima, calls = state.ground.optima, state.ground.evaluate.calls
         with torch.no_grad():
@@ -263,7 +261,7 @@ def _estimate(goal: Target, state: State | None, options: Options, stopped: bool
         status = verdict(posterior, found, remarks, options.max_depth)
         if stopped:
             so_far = f"{len(found)} of {options.chains} chains, {kept} draws each"
-            status = Status(False, "stopped by Ctrl-C", (so_far, status.reason, *status.causes), CONTINUE)
+            status = Status(False, STOPPED, (so_far, status.reason, *status.causes), CONTINUE)
     with torch.no_grad():
         values = {n: v.detach() for n, v in goal.values(vector).items()}
     return Estimate(

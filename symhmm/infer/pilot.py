@@ -57,7 +57,6 @@ def pilot(
     """
     # Step 1: near the mode, with what the effects' prior depends on held, since a joint mode has spreads of zero.
     goal, ascents, _ = warm_start(goal, seed=seed, restarts=restarts)
-    _pass_on(ascents[-1].interrupted)
     optima = Optima(tuple(a.value for a in ascents), tuple(a.converged for a in ascents), of=CLIMBS)
     if not np.isfinite(max(optima.objectives)):
         return None

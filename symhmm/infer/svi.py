@@ -15,6 +15,7 @@ from symhmm.infer.arrows import can_follow, spreads
 from symhmm.infer.bound import corrected, evaluate_bound
 from symhmm.infer.checkpoint import Checkpoint, fingerprint
 from symhmm.infer.guide import blocks_by_role
+from symhmm.infer.lbfgs import Ascent
 from symhmm.infer.minibatch import minibatches
 from symhmm.infer.modes import settled
 from symhmm.infer.objective import Gradient
@@ -23,8 +24,8 @@ from symhmm.infer.progress import Listener, Reporter
 from symhmm.infer.restrict import Order, Tie
 from symhmm.infer.svi_state import WARM, Options, Schedule, State, assemble, parameters, restored, saved
 from symhmm.infer.target import Target, target
-from symhmm.infer.verdict import of_guide, without_start
-from symhmm.infer.warm import curvature_units, warm_start
+from symhmm.infer.verdict import STOPPED_WARM, of_guide, without_start
+from symhmm.infer.warm import Interrupted, curvature_units, warm_start
 from symhmm.tables.results import ELBO, ELBO_EVIDENCE, Estimate, Optima
 
 WINDOW = 100  # steps whose mean is the smoothed objective
@@ -99,7 +100,12 @@ def run(
     file = Checkpoint(checkpoint, fingerprint(goal, "svi", options.described) if checkpoint else "")
     before = file.read()
     stopped = False
-    state = init(goal, options) if before is None else restored(goal, options, before)
+    try:
+        state = init(goal, options) if before is None else restored(goal, options, before)
+    except Interrupted as cut:
+        optima, status = _warm(cut.ascents), STOPPED_WARM
+        seconds = time.perf_counter() - began
+        return without_start(cut.goal, "svi", ELBO, seconds, evaluations=cut.evaluations, optima=optima, status=status)
     if not state.optima.objectives or not np.isfinite(max(state.optima.objectives)):
         seconds = time.perf_counter() - began
         return without_start(goal, "svi", ELBO, seconds, evaluations=state.evaluations, optima=state.optima)
@@ -119,18 +125,25 @@ def run(
 
 
 def init(goal: Target, options: Options) -> State:
-    """Find the start and build the guide there."""
-    goal, ascents, evaluations = warm_start(goal, seed=options.seed, restarts=options.restarts)
-    optima = Optima(tuple(a.value for a in ascents), tuple(a.converged for a in ascents), of=WARM)
-    blocks = blocks_by_role(goal.entries, goal.density.graph)
-    if np.isfinite(max(optima.objectives)):
-        if not callable(options.guide) and can_follow(blocks) and minibatches(goal.density) is None:
-            goal, more = settled(goal, spreads(goal, blocks))
-            evaluations += more
-        unit, more = curvature_units(goal, parameters(goal), blocks)
-    else:
-        unit, more = torch.ones_like(goal.start), 0
-    return assemble(goal, options, unit, optima, evaluations + more)
+    """Find the start and build the guide there. Raises `Interrupted` on Ctrl-C."""
+    warm, ascents, evaluations = warm_start(goal, seed=options.seed, restarts=options.restarts)
+    goal, optima = warm, _warm(ascents)
+    try:
+        blocks = blocks_by_role(goal.entries, goal.density.graph)
+        if np.isfinite(max(optima.objectives)):
+            if not callable(options.guide) and can_follow(blocks) and minibatches(goal.density) is None:
+                goal, more = settled(goal, spreads(goal, blocks))
+                evaluations += more
+            unit, more = curvature_units(goal, parameters(goal), blocks)
+        else:
+            unit, more = torch.ones_like(goal.start), 0
+        return assemble(goal, options, unit, optima, evaluations + more)
+    except KeyboardInterrupt as error:
+        raise Interrupted(warm, ascents, evaluations) from error
+
+
+def _warm(ascents: list[Ascent]) -> Optima:
+    return Optima(tuple(a.value for a in ascents), tuple(a.converged for a in ascents), of=WARM)
 
 
 def step(state: State, options: Options) -> float:

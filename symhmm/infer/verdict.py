@@ -20,6 +20,9 @@ NARROW = 0.9  # share of a standard deviation below which a guide is said to be 
 NOTHING = 0.05  # share of an effect's variance between members below which its spread counts as near zero
 JOINT = "a joint mode with random effects: their spreads are biased towards zero, method='svi' integrates them"
 CONTINUE = "the same call with the same checkpoint= continues"
+STOPPED = "stopped by Ctrl-C"
+BEFORE = "before the first step: values are the best of the warm start, with the random effects held alike"
+STOPPED_WARM = Status(False, STOPPED, (BEFORE,), "the same call begins again")
 
 
 def of_ascent(
@@ -33,7 +36,7 @@ def of_ascent(
 ) -> Status:
     """The end of a climb; ``allowed`` is the largest number of ``unit``, evaluations or iterations."""
     if stopped:
-        return Status(False, "stopped by Ctrl-C", ("the best point so far",), CONTINUE)
+        return Status(False, STOPPED, ("the best point so far",), CONTINUE)
     if not np.isfinite(best.value):
         return not_finite(goal, values)
     if set(best.trace) == {best.value} and not best.gradient.any():
@@ -72,7 +75,7 @@ def of_guide(
 ) -> Status:
     """The end of a variational fit: ``plateau`` says that the bound had stopped rising at step ``cooling``."""
     if stopped:
-        return Status(False, "stopped by Ctrl-C", (f"after {len(trace)} steps",), CONTINUE)
+        return Status(False, STOPPED, (f"after {len(trace)} steps",), CONTINUE)
     bad = int((~trace.isfinite()).sum())
     lost = (f"{bad} of {len(trace)} draws had a density that is not finite",) if bad else ()
     if not np.isfinite(found.bound) or bad > 0.1 * len(trace):
@@ -127,8 +130,9 @@ def without_start(
     *,
     evaluations: int = 0,
     optima: Optima | None = None,
+    status: Status | None = None,
 ) -> Estimate:
-    """What a driver returns that could not begin: the program's own start, and where the density is not finite there."""
+    """What a driver returns that could not begin: the start, and ``status``, or where the density is not finite there."""
     values = goal.values(goal.start)
     return Estimate(
         method=method,
@@ -137,7 +141,7 @@ def without_start(
         objective=-np.inf,
         objective_name=objective_name,
         trace=torch.zeros(0),
-        status=not_finite(goal, values),
+        status=status or not_finite(goal, values),
         n_evaluations=evaluations,
         seconds=seconds,
         counts={e.name: e.stop - e.start for e in goal.entries if not e.plates},

@@ -16,6 +16,14 @@ ENOUGH = 200  # gradients per start: the neighbourhood is wanted, not the optimu
 NARROWEST, WIDEST = 0.02, 1.0
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C in a warm start: ``goal`` starts from the best point before it, ``ascents`` and ``evaluations`` as `warm_start`."""
+
+    def __init__(self, goal: Target, ascents: list[Ascent], evaluations: int) -> None:
+        super().__init__()
+        self.goal, self.ascents, self.evaluations = goal, ascents, evaluations
+
+
 def warm_start(goal: Target, *, seed: int, restarts: int) -> tuple[Target, list[Ascent], int]:
     """The target started from the best maximum over fixed effects with the random effects held at their start.
 
@@ -24,7 +32,10 @@ def warm_start(goal: Target, *, seed: int, restarts: int) -> tuple[Target, list[
     by several jittered starts.
 
     Returns:
-        the target, the ascents (the last one is ``interrupted`` after Ctrl-C), the number of gradients used.
+        the target, the ascents, the number of gradients used.
+
+    Raises:
+        Interrupted: on Ctrl-C; passes as the `KeyboardInterrupt` that it is, where nobody asks what there was before it.
     """
     random = {e.name for e in goal.entries if e.plates}
     held = goal.holding(random | hyperparameters(goal, random))
@@ -38,15 +49,21 @@ def warm_start(goal: Target, *, seed: int, restarts: int) -> tuple[Target, list[
     if held.size == 0:
         value, gradient = goal.evaluate(goal.x)
         return goal, [Ascent(goal.x, value, gradient, converged=True)], 1
-    scale = scales(evaluate, held.x, max(count_observations(goal.density), 1))
-    starts = draw_starts(lambda x: evaluate(x)[0], held.x, scale, restarts, seed=seed)
     ascents: list[Ascent] = []
-    for s in starts:
-        ascents.append(ascend(evaluate, s, tolerance=1e-2, max_evaluations=ENOUGH))
-        if ascents[-1].interrupted:
-            break
-    best = max(ascents, key=lambda a: a.value)
-    return goal.at(held.embed(torch.from_numpy(best.x).to(goal.start.dtype))), ascents, count
+
+    def best() -> Target:
+        found = max(ascents, key=lambda a: a.value, default=Ascent(held.x, -np.inf, np.zeros(held.size)))
+        return goal.at(held.embed(torch.from_numpy(found.x).to(goal.start.dtype)))
+
+    try:
+        scale = scales(evaluate, held.x, max(count_observations(goal.density), 1))
+        for s in draw_starts(lambda x: evaluate(x)[0], held.x, scale, restarts, seed=seed):
+            ascents.append(ascend(evaluate, s, tolerance=1e-2, max_evaluations=ENOUGH))
+            if ascents[-1].interrupted:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt as error:
+        raise Interrupted(best(), ascents, count) from error
+    return best(), ascents, count
 
 
 def hyperparameters(goal: Target, random: set[str]) -> set[str]:
