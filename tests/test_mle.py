@@ -143,6 +143,18 @@ def test_not_converged_says_how_many_evaluations():
     assert "max_evaluations" in estimate.status.try_
 
 
+@pytest.mark.parametrize(("allowed", "last"), [(1, 0), (4, 3), (12, 10)])
+def test_what_the_last_evaluations_gained_is_said_where_the_next_step_is_not_known(allowed, last):
+    density = compile(cf.mixture, cf.two_lumps())
+    estimate = mle.run(density, restarts=1, max_evaluations=allowed, tolerance=0.0)
+    said = repr(estimate.status)
+    assert "inf" not in said
+    assert "next step" not in said
+    assert len(estimate.trace) == allowed
+    gained = estimate.objective - float(estimate.trace[: allowed - last].max())
+    assert (f", the last {last} evaluations gained {gained:.2g} nats" in said) == (last > 0)
+
+
 def test_flat_density_is_reported():
     def model(y):
         loc = pyro.param("loc", cf.real(0.0))

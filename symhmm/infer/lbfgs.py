@@ -19,7 +19,8 @@ class Ascent:
         x: shape (n,), the best point seen.
         value: its objective, nats; ``-inf`` if no point was finite.
         gradient: shape (n,), at ``x``.
-        gain: nats that another quasi-Newton step promises, ``g' H^-1 g / 2``; the criterion of convergence.
+        gain: nats that another quasi-Newton step promises, ``g' H^-1 g / 2``; the criterion of convergence. Infinite where
+            that is not known, such as when the evaluations were used up on the way.
         converged: ``gain`` is below the tolerance, or below the rounding of the objective.
         trace: objective at each evaluation, nats.
         interrupted: stopped by Ctrl-C.
@@ -96,6 +97,7 @@ def ascend(
         return Ascent(*search.best, trace=search.trace, interrupted=True)
     except _Spent:
         x, value, gradient = search.best  # type: ignore[misc]
+        gain = np.inf  # of a step from here nothing is known
     return Ascent(x, value, gradient, gain, False, search.trace)
 
 

@@ -17,6 +17,7 @@ from symhmm.tables.results import Drawable, Estimate, Optima, Status, label
 
 COLLAPSED = 1e-4  # standard deviation on the unconstrained scale
 NARROW = 0.9  # share of a standard deviation below which a guide is said to be too narrow
+LATELY = 10  # evaluations or iterations over which a rise is reported
 NOTHING = 0.05  # share of an effect's variance between members below which its spread counts as near zero
 JOINT = "a joint mode with random effects: their spreads are biased towards zero, method='svi' integrates them"
 CONTINUE = "the same call with the same checkpoint= continues"
@@ -51,7 +52,7 @@ def of_ascent(
         alone = () if joint else ("a state has collapsed onto observations that are all alike",)
         try_ = "method='laplace'" if joint else f"a prior or a lower bound for {lost[0]}, or more restarts="
         return Status(False, collapsed, (*alone, *remarks), try_)
-    measured = f"largest gradient {np.abs(best.gradient).max():.2g}, next step gains {best.gain:.2g} nats"
+    measured = f"largest gradient {np.abs(best.gradient).max():.2g}{_gain(best, unit)}"
     if not best.converged:
         causes = (measured, *(f"at the edge: {e}" for e in edges), *remarks)
         if len(best.trace) >= allowed:
@@ -60,6 +61,18 @@ def of_ascent(
         return Status(False, "not converged: the line search found no further rise", causes, "restarts=")
     where = " at the edge of the support" if edges else ""
     return Status(True, f"converged{where}: {measured}", (*edges, *remarks))
+
+
+def _gain(best: Ascent, unit: str) -> str:
+    """What another step promises, or where nobody has worked that out, what the last ones have gained."""
+    if np.isfinite(best.gain):
+        return f", next step gains {best.gain:.2g} nats"
+    heights = np.maximum.accumulate(np.where(np.isfinite(best.trace), best.trace, -np.inf))
+    last = min(LATELY, len(heights) - 1)
+    gained = best.value - heights[-1 - last]
+    if not last or not np.isfinite(gained):
+        return ""
+    return f", the last {last} {unit} gained {gained:.2g} nats"
 
 
 def of_guide(
