@@ -17,16 +17,18 @@ _SOURCES = sha256(
 def kernel(function: Callable[..., Any], *, inside: bool = False) -> Callable[..., Any]:
     """Compile a function on its first call; the machine code is reused until any file of kernels changes.
 
-    With ``inside`` it becomes part of the functions that call it.
+    With ``inside`` it becomes part of the functions that call it, and makes no arrays: its caller holds those it is given,
+    and it counts no references to them, which is an atomic operation for each array of each call.
     """
+    options = {"nogil": True, "forceinline": inside, "_nrt": not inside}
     try:
-        dispatcher = njit(nogil=True, cache=True, forceinline=inside)(function)
+        dispatcher = njit(cache=True, **options)(function)
     except RuntimeError:  # numba found no folder that it may write to
-        return njit(nogil=True, forceinline=inside)(function)
+        return njit(**options)(function)
     dispatcher._cache._cache_file._source_stamp = _SOURCES
     return dispatcher
 
 
 def inner(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A `kernel` that other kernels call at every step: a call of its own would count references to its arrays, atomically."""
+    """A `kernel` that other kernels call at every step."""
     return kernel(function, inside=True)

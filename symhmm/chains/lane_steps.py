@@ -143,8 +143,8 @@ def towards_start(out, matrix, shared, arrival, size, rest):
 
 
 @inner
-def towards_end(out, matrix, shared, departure, size, rest):
-    """out[r, j] = sum_i departure[i, r] matrix[i, r, j]."""
+def towards_end(out, matrix, shared, departure, at, gap, size, rest):
+    """out[r, j] = sum_i departure[i, r] matrix[i, r, j]; states depart from ``at`` on, ``gap`` numbers apart."""
     width = lanes_of(out)
     size, rest = SIZE or size, 1 if SIZE else rest
     one = 1 if shared else width
@@ -162,8 +162,8 @@ def towards_end(out, matrix, shared, departure, size, rest):
                 row,
                 one,
                 departure,
-                r * width,
-                rest * width,
+                at + r * gap,
+                rest * gap,
                 size,
             )
             j += 8
@@ -171,7 +171,7 @@ def towards_end(out, matrix, shared, departure, size, rest):
             k, a = (r * size + j) * one, fill(departure, 0.0)
             for i in range(size):
                 w = splat(matrix, k + i * row) if shared else load(matrix, k + i * row)
-                a = fma(w, load(departure, (i * rest + r) * width), a)
+                a = fma(w, load(departure, at + (i * rest + r) * gap), a)
             store(out, (r * size + j) * width, a)
             j += 1
 

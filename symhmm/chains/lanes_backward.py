@@ -19,6 +19,7 @@ from symhmm.chains.simd import (
     store,
     store_first,
     total,
+    vectors,
     where_positive,
 )
 from symhmm.chains.transpose import lanes_to_rows
@@ -47,16 +48,13 @@ def lanes_backward(
     g_transition, g_emission = numbers_at(g_transition_at, like), numbers_at(g_emission_at, like)
     size, rest = SIZE or size, 1 if SIZE else rest
     width, states = lanes_of(emission), size * rest
-    dtype = emission.dtype
-    matrix = np.empty((states * size + width) * (1 if shared else width), dtype)
-    t_peaks = np.zeros(width, dtype)
-    tile = np.empty(CHUNK * size * width, dtype)
-    weights = np.empty(size * width, dtype)
-    here, there = np.empty(states * width, dtype), np.empty(states * width, dtype)
-    departures, arrivals = np.empty(CHUNK * states * width, dtype), np.empty(CHUNK * states * width, dtype)
-    counts, sums = np.empty(states * size * width, dtype), np.empty(states * size * width)
-    flows = np.empty(width, dtype)
-    column = CHUNK * width
+    matrix, t_peaks = vectors(states * size // (width if shared else 1) + 1, emission), vectors(1, emission)
+    tile, there = vectors(CHUNK * size, emission), vectors(states, emission)
+    # One vector more than steps: states lie apart by an odd number of vectors, or a cache would hold few of them at once.
+    column = (CHUNK + 1) * width
+    departures, arrivals = vectors((CHUNK + 1) * states, emission), vectors((CHUNK + 1) * states, emission)
+    counts, sums = vectors(states * size, emission), np.empty(states * size * width)
+    flows = np.empty(width, emission.dtype)
     zero = fill(emission, 0.0)
     ready = False
     for group in range(first_group, last_group):
@@ -69,7 +67,7 @@ def lanes_backward(
         for lane in range(width):
             any_idle |= idle[base + lane]
         for s in range(states):
-            store(here, s * width, load(starting, s * lanes + base))
+            store(departures, s * column, load(starting, s * lanes + base))
         counts[:] = 0.0
         sums[:] = 0.0
         chunks = 0
@@ -87,30 +85,28 @@ def lanes_backward(
                 for k in range(1, size):
                     peak = larger(peak, load(tile, at + k * width))
                 peak, scale = finite_or_zero(peak), load(scales, step * lanes + base)
-                for k in range(0, size * width, width):
-                    store(weights, k, exp(load(tile, at + k) - peak) * scale)
-                    store(tile, at + k, zero)
-                towards_end(there, matrix, shared, here, size, rest)
+                towards_end(there, matrix, shared, departures, pair, column, size, rest)
                 message = ((step + 1) * states) * lanes + base
-                for r in range(rest):
-                    for k in range(size):
+                for k in range(size):
+                    weight = exp(load(tile, at + k * width) - peak) * scale
+                    gradient = zero
+                    for r in range(rest):
                         s = r * size + k
                         # A chain left to the careful kernel has logarithms here, at most 0: they become 0.
-                        beta, weight = larger(load(messages, message + s * lanes), zero), load(weights, k * width)
-                        store(departures, pair + s * column, load(here, s * width))
+                        beta = larger(load(messages, message + s * lanes), zero)
                         store(arrivals, pair + s * column, weight * beta)
                         u = where_positive(beta, weight * load(there, s * width))
-                        store(there, s * width, u)
-                        store(tile, at + k * width, fma(u, beta, load(tile, at + k * width)))
+                        store(departures, pair + s * column + width, u)
+                        gradient = fma(u, beta, gradient)
+                    store(tile, at + k * width, gradient)
                 if any_idle and step == steps - 1:
                     for lane in range(width):
                         if idle[base + lane]:
-                            for s in range(states):
-                                arrivals[pair + s * column + lane] = 0.0
-                                there[s * width + lane] = here[s * width + lane]
+                            for m in range(pair + lane, states * column, column):
+                                arrivals[m] = 0.0
+                                departures[m + width] = departures[m]
                             for k in range(size):
                                 tile[at + k * width + lane] = 0.0
-                here, there = there, here
                 if not constant:
                     _add_step(
                         g_transition, gt_row, base, used, step * gt_time, matrix, shared,
@@ -121,13 +117,15 @@ def lanes_backward(
                 chunks += 1
                 if chunks % FLUSH == 0:
                     _flush(sums, counts, width)
+            for m in range(0, states * column, column):
+                store(departures, m, load(departures, m + (top - low) * width))
             _write_emission(g_emission, ge_row, ge_time, ge_to, ge_add, tile, base, low, top, used, idle, steps, size)
         if constant:
             _flush(sums, counts, width)
             _add_counts(g_transition, gt_row, base, used, sums, matrix, shared, states * size, width)
         for s in range(states):
             beta = larger(load(messages, (steps * states + s) * lanes + base), zero)
-            store(finishing, s * lanes + base, beta * load(here, s * width))
+            store(finishing, s * lanes + base, beta * load(departures, s * column))
 
 
 @inner
@@ -135,7 +133,7 @@ def _count(counts, departures, arrivals, steps, size, rest):
     """counts[i, r, j] += sum over steps of departures[i, r] arrivals[r, j], in squares of four i and four j."""
     width = lanes_of(counts)
     size, rest = SIZE or size, 1 if SIZE else rest
-    column = CHUNK * width
+    column = (CHUNK + 1) * width
     gap, row = rest * column, rest * size * width
     for r in range(rest):
         i = 0
@@ -212,13 +210,14 @@ def _add_step(
     departures, arrivals, pair, size, rest, flows, width, idle, last,
 ):  # fmt: skip
     """Gradient of one step's own transition terms."""
+    column = (CHUNK + 1) * width
     same = _same(gt_row, base, width)
     for s in range(size * rest):
         for j in range(size):
             k = s * size + j
-            arrival = load(arrivals, pair + ((s % rest) * size + j) * CHUNK * width)
+            arrival = load(arrivals, pair + ((s % rest) * size + j) * column)
             probability = splat(matrix, k) if shared else load(matrix, k * width)
-            flow = load(departures, pair + s * CHUNK * width) * (arrival * probability)
+            flow = load(departures, pair + s * column) * (arrival * probability)
             if same:
                 g_transition[gt_row[base] + offset + k] += total(flow)
             else:

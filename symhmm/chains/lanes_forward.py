@@ -22,6 +22,7 @@ from symhmm.chains.simd import (
     reciprocal_power,
     smaller,
     store,
+    vectors,
 )
 
 
@@ -77,15 +78,9 @@ def lanes_forward(
     messages, scales = numbers_at(messages_at, like), numbers_at(scales_at, like)
     size, rest = SIZE or size, 1 if SIZE else rest
     width, states = lanes_of(emission), size * rest
-    dtype = emission.dtype
-    matrix = np.empty((states * size + width) * (1 if shared else width), dtype)
-    t_peaks = np.zeros(width, dtype)
-    tile = np.empty(CHUNK * size * width, dtype)
-    after, before, arrival = (
-        np.empty(states * width, dtype),
-        np.empty(states * width, dtype),
-        np.empty(states * width, dtype),
-    )
+    matrix, t_peaks = vectors(states * size // (width if shared else 1) + 1, emission), vectors(1, emission)
+    tile, arrival = vectors(CHUNK * size, emission), vectors(states, emission)
+    after, before = vectors(states, emission), vectors(states, emission)
     powers, peaks, ended = np.empty(width), np.empty(width), np.empty(width)
     lost = fill(emission, _lost(emission.itemsize))
     ready = False
@@ -115,6 +110,7 @@ def lanes_forward(
         while top > 0:
             low = max(0, top - CHUNK)
             read_emission(tile, base, low, top, size, emission, e_row, e_time, e_to)
+            power = fill(emission, 0.0)  # whole numbers, of which the sum over a chunk is exact
             for step in range(top - 1, low - 1, -1):
                 if keep:
                     for s in range(states):
@@ -154,11 +150,12 @@ def lanes_forward(
                 for s in range(width, states * width, width):
                     high = larger(high, load(before, s))
                 scale = reciprocal_power(high)
-                accumulate(powers, 0, exponent(high))
+                power = power + exponent(high)
                 if keep:
                     store(scales, step * lanes + base, scale)
                 for s in range(0, states * width, width):
                     store(after, s, load(before, s) * scale)
+            accumulate(powers, 0, power)
             top = low
         # Step 3: the message at the start.
         for s in range(states):
