@@ -90,6 +90,8 @@ class Recorder(TorchDispatchMode):
     def _nodes(self, x: Any) -> Any:
         if isinstance(x, Tensor):
             return self.node(x)
+        if isinstance(x, torch.Generator):
+            return None  # nothing that code can name; the draw itself is there for whoever refuses it
         if isinstance(x, (tuple, list)):
             return type(x)(map(self._nodes, x))
         return {k: self._nodes(v) for k, v in x.items()} if isinstance(x, dict) else x

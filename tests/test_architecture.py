@@ -25,7 +25,7 @@ FLOORS: list[dict[str, str]] = [
         " sites deferred open factors program"
     },
     {
-        "compiler": "steps order plan lower arguments laws weighted squares summands linear step layout roles free"
+        "compiler": "steps order plan lower arguments transforms laws weighted squares summands linear step layout roles free"
         " density expected marginal"
     },
     {

@@ -9,7 +9,9 @@ import pytest
 import torch
 from pyro.ops.indexing import Vindex
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.distributions import constraints
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import symhmm
 from symhmm.compiler import density as module
@@ -106,6 +108,71 @@ def test_many_values_at_once():
     together = torch.func.vmap(lambda v: density.log_prob(density.unpack(v)))(vectors)
     one_by_one = torch.stack([density.log_prob(density.unpack(v)) for v in vectors])
     torch.testing.assert_close(together, one_by_one, rtol=1e-12, atol=0)
+
+
+def per_of(density):
+    return lambda v: density.per("individual", density.unpack(v))
+
+
+TRANSFORMS = {
+    "vmap": lambda d, v: torch.func.vmap(per_of(d))(torch.stack([v, v + 1]))[0],
+    "grad": lambda d, v: torch.func.grad(lambda x: per_of(d)(x).sum())(v),
+    "vmap of grad": lambda d, v: torch.func.vmap(torch.func.grad(lambda x: per_of(d)(x).sum()))(v[None])[0],
+    "jacrev": lambda d, v: torch.func.jacrev(per_of(d))(v),
+    "make_fx": lambda d, v: make_fx(per_of(d))(v)(v),
+    "inference mode": lambda d, v: torch.inference_mode()(per_of(d))(v),
+    "factors": lambda d, v: torch.func.vmap(lambda x: d.factors_at(d.unpack(x)).factors[-1].term.data)(v[None])[0],
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+def test_what_is_first_asked_for_inside_of_a_transform_is_captured_outside(transform):
+    """And what is kept of it serves other transforms, and none."""
+    once, before = symhmm.compile(Counted(), data()), symhmm.compile(Counted(), data())
+    vector = before.pack(values())
+    before.per("individual", values())
+    before.factors_at(values())
+    torch.testing.assert_close(transform(once, vector), transform(before, vector), rtol=1e-12, atol=1e-12)
+    for again in TRANSFORMS.values():
+        torch.testing.assert_close(again(once, vector), again(before, vector), rtol=1e-12, atol=1e-12)
+    free = vector.clone().requires_grad_()
+    (seen,) = torch.autograd.grad(per_of(once)(free).sum(), free)
+    torch.testing.assert_close(seen, TRANSFORMS["grad"](before, vector), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script:DeprecationWarning"
+)  # torch's own, when it first sees forward mode
+def test_derivatives_by_transforms_are_those_of_the_kernels():
+    """In both modes; second derivatives against differences of the first."""
+    density = symhmm.compile(Counted(), data())
+    vector = density.pack(values())
+
+    def f(v):
+        return density.log_prob(density.unpack(v))
+
+    wanted = density.value_and_grad(vector)[1]
+    torch.testing.assert_close(torch.func.grad(f)(vector), wanted, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(torch.func.jacfwd(f)(vector), wanted, rtol=1e-10, atol=1e-12)
+    along = torch.linspace(-1.0, 1.0, density.size, dtype=torch.float64)
+    torch.testing.assert_close(torch.func.jvp(f, (vector,), (along,))[1], wanted @ along, rtol=1e-10, atol=1e-12)
+    with forward_ad.dual_level():
+        dual = forward_ad.unpack_dual(f(forward_ad.make_dual(vector, along)))
+    torch.testing.assert_close(dual.tangent, wanted @ along, rtol=1e-10, atol=1e-12)
+    ahead, behind = (density.value_and_grad(vector + h * along)[1] for h in (1e-5, -1e-5))
+    torch.testing.assert_close(torch.func.hessian(f)(vector) @ along, (ahead - behind) / 2e-5, rtol=1e-7, atol=1e-7)
+
+
+def test_other_data_bound_inside_of_a_transform():
+    density, other = symhmm.compile(program := Counted(), data()), data(seed=1)
+    vector = density.pack(values())
+    for mode in (torch.inference_mode, torch.no_grad):
+        with mode():
+            bound = density.bind(other)
+            seen = bound.log_prob(values())
+        torch.testing.assert_close(seen, fresh(other), rtol=1e-12, atol=0)
+        wanted = symhmm.compile(program, other).value_and_grad(vector)[1]
+        torch.testing.assert_close(torch.func.grad(lambda v, d=bound: d.log_prob(d.unpack(v)))(vector), wanted)
 
 
 def test_members_add_up():

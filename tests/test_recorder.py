@@ -3,13 +3,16 @@
 import subprocess
 import sys
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
-from symhmm.errors import StructureDependsOnInput
+import symhmm
+from symhmm.errors import ProgramError, StructureDependsOnInput
 from symhmm.recorder import record, require_constant, tracing, untraced
 
 CONSTANT = torch.tensor([1.0, 2.0, 3.0])
@@ -130,3 +133,25 @@ print([m for m in ("torch._dynamo", "torch._inductor", "sympy") if m in set(sys.
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+GENERATOR = torch.Generator()
+DRAWS = {
+    "randn": lambda: torch.randn(3, generator=GENERATOR),
+    "rand": lambda: torch.rand(3, generator=GENERATOR, dtype=torch.float64),
+    "in place": lambda: torch.empty(3).normal_(generator=GENERATOR),
+    "bernoulli": lambda: torch.bernoulli(torch.full((3,), 0.5), generator=GENERATOR),
+    "multinomial": lambda: torch.multinomial(torch.ones(3), 3, replacement=True, generator=GENERATOR),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_random_numbers_of_a_generator_are_refused_by_name(draw) -> None:
+    def program(y: Tensor) -> None:
+        loc = pyro.param("loc", torch.zeros(()))
+        with pyro.plate("n", 3):
+            pyro.sample("y", dist.Normal(loc + draw(), 1.0), obs=y)
+
+    with pytest.raises(ProgramError, match="draws random numbers") as caught:
+        symhmm.compile(program, torch.zeros(3))
+    assert "Try: pass them as an argument" in str(caught.value)

@@ -1,9 +1,7 @@
 """Density: a compiled log-density with every discrete latent summed out, and `compile`, which makes it."""
 
-import gc
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 from warnings import warn
@@ -19,10 +17,13 @@ from symhmm.compiler.layout import Layout, layout
 from symhmm.compiler.lower import lower
 from symhmm.compiler.plan import MEMORY_LIMIT, plan
 from symhmm.compiler.step import Constants, Step, trace
-from symhmm.compiler.steps import Plan
+from symhmm.compiler.steps import ChainContract, Plan
+from symhmm.compiler.transforms import differentiated, outside, uncollected
 from symhmm.errors import ProgramError, StructureDependsOnInput, SymhmmWarning
 from symhmm.graph import FactorGraph
 from symhmm.memory import keep_freed_memory
+
+ANY_ORDER = ("scan", "sequential")  # strategies of chains that have derivatives of any order, of both modes
 
 Values = Mapping[str, Tensor]
 Key = tuple[Hashable, ...]
@@ -94,7 +95,9 @@ class Density(FreeValues):
     def log_prob(self, values: Values) -> Tensor:
         """Log-density at constrained values, nats, shape ().
 
-        Differentiable in the values; works inside ``make_fx`` and ``torch.func.vmap``. No Jacobian is included.
+        Differentiable in the values; works inside ``make_fx`` and the transforms of ``torch.func``. Where those take
+        derivatives (``grad``, ``jvp``, ``hessian``), chains are contracted by a scan, which has derivatives of any order but
+        takes longer than `value_and_grad`. No Jacobian is included.
 
         Raises:
             ValuesError: a name is missing or unknown, or a shape is wrong.
@@ -185,6 +188,10 @@ class Density(FreeValues):
 
     def _evaluate(self, key: tuple[str, ...], values: Values) -> Tensor:
         checked = tuple(self.layout.check(values).values())
+        if differentiated() and any(
+            isinstance(s, ChainContract) and s.strategy not in ANY_ORDER for s in self.plan.steps
+        ):
+            key = ("any order", *key[1:])
         if self.compiled.mode == "eager":
             return self._eager(key, checked)
         step, constants = self._captured(key)
@@ -201,10 +208,11 @@ class Density(FreeValues):
     def _step(self, key: Key, make: Callable[[], Step]) -> tuple[Step, Constants]:
         steps = self.compiled.steps
         if key not in steps:
-            with _uncollected():
+            with uncollected(), outside():
                 steps[key] = make()
         if key not in self._constants:
-            self._constants[key] = steps[key].constants(self._inputs())
+            with outside():
+                self._constants[key] = steps[key].constants(self._inputs())
         return steps[key], self._constants[key]
 
     def _inputs(self) -> tuple[Tensor, ...]:
@@ -234,7 +242,9 @@ class Density(FreeValues):
         return lower(self._graph(values, self.data), self._plan_for(key))
 
     def _plan_for(self, key: tuple[str, ...]) -> Plan:
-        return self.plan if key == ("total",) else plan(self.graph, keep=key[1:], strategy=self.plan.strategy)
+        if key == ("total",):
+            return self.plan
+        return plan(self.graph, keep=key[1:], strategy=ANY_ORDER[0] if key[0] == "any order" else self.plan.strategy)
 
     def _graph(self, values: Sequence[Tensor], data: Sequence[Tensor]) -> FactorGraph:
         named = dict(zip((e.name for e in self.layout.entries), values, strict=True))
@@ -294,7 +304,7 @@ def compile(
         if compiled.mode == "captured":
             subsamples = tuple(compiled.graph.subsamples.values())
             return Density(program, arguments, compiled, arguments.tensors + subsamples)
-    with _uncollected():
+    with uncollected():
         graph = (program if isinstance(program, FactorGraph) else capture(program, args, kwargs)).check()
         compiled = Compiled(graph, plan(graph, strategy=strategy, memory_limit=memory_limit), layout(graph))
         density = Density(program, arguments, compiled, arguments.tensors + tuple(graph.subsamples.values()))
@@ -364,18 +374,6 @@ def _run(
             suggestion="make control flow independent of parameter values",
         )
     return graph
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """No search for garbage in cycles: many small objects are made here and kept, and each search visits all of torch's."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _cache_of(program: Any) -> dict[Any, Compiled]:
