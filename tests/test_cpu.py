@@ -3,7 +3,6 @@
 import math
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from symhmm.chains import simd
+from symhmm.chains import masked, simd
 from symhmm.chains.jit import kernel
 from symhmm.chains.layout import Layout, layout_of
 from symhmm.chains.operator import chain_message
@@ -80,9 +79,9 @@ def test_transposed_and_back(dtype):
 
 @kernel
 def firsts(numbers, count, out):
-    vector = simd.load_first(numbers, 1, count)
+    vector = masked.load_first(numbers, 1, count)
     simd.store(out, 0, vector)
-    simd.store_first(out, simd.lanes_of(out), count, vector)
+    masked.store_first(out, simd.lanes_of(out), count, vector)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -259,16 +258,3 @@ def test_parts_of_the_lanes_add_up_and_do_so_in_one_order(shared):
         results.append([message, *torch.autograd.grad(message.logsumexp(-1).sum(), inputs)])
     assert all(torch.equal(a, b) for a, b in zip(results[0], results[1], strict=True))
     assert_close(results[0], results[2])
-
-
-@pytest.mark.usefixtures("two_threads")
-def test_work_is_not_left_waiting_for_a_thread_that_does_not_come():
-    done, release = [], threading.Event()
-    hold = threading.Thread(target=run, args=([release.wait, release.wait],))
-    hold.start()  # takes the only other thread
-    try:
-        run([lambda: done.append(1), lambda: done.append(2)])
-        assert sorted(done) == [1, 2]
-    finally:
-        release.set()
-        hold.join()

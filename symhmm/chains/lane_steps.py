@@ -6,6 +6,7 @@ A group of lanes is as many chains as fit a vector. Arrays "[.., lanes]" hold on
 import numpy as np
 
 from symhmm.chains.jit import inner
+from symhmm.chains.masked import load_first
 from symhmm.chains.simd import (
     exp,
     fill,
@@ -14,10 +15,10 @@ from symhmm.chains.simd import (
     lanes_of,
     larger,
     load,
-    load_first,
     splat,
     store,
 )
+from symhmm.chains.sums import eight_sums
 from symhmm.chains.transpose import rows_to_lanes
 
 CHUNK = 32  # steps whose emissions are transposed into lanes at a time: small enough for the first-level cache
@@ -118,20 +119,10 @@ def towards_start(out, matrix, shared, arrival, size, rest):
     for r in range(rest):
         v, i = r * size * width, 0
         while i + 8 <= size:
-            _eight(
-                out,
-                (i * rest + r) * width,
-                rest * width,
-                matrix,
-                (i * rest + r) * size * one,
-                row,
-                one,
-                one,
-                arrival,
-                v,
-                width,
-                size,
-            )
+            eight_sums(
+                out, (i * rest + r) * width, rest * width,
+                matrix, (i * rest + r) * size * one, row, one, shared, arrival, v, width, size,
+            )  # fmt: skip
             i += 8
         while i < size:
             k, a = (i * rest + r) * size * one, fill(arrival, 0.0)
@@ -152,20 +143,10 @@ def towards_end(out, matrix, shared, departure, at, gap, size, rest):
     for r in range(rest):
         j = 0
         while j + 8 <= size:
-            _eight(
-                out,
-                (r * size + j) * width,
-                width,
-                matrix,
-                (r * size + j) * one,
-                one,
-                row,
-                one,
-                departure,
-                at + r * gap,
-                rest * gap,
-                size,
-            )
+            eight_sums(
+                out, (r * size + j) * width, width,
+                matrix, (r * size + j) * one, one, row, shared, departure, at + r * gap, rest * gap, size,
+            )  # fmt: skip
             j += 8
         while j < size:
             k, a = (r * size + j) * one, fill(departure, 0.0)
@@ -174,28 +155,3 @@ def towards_end(out, matrix, shared, departure, at, gap, size, rest):
                 a = fma(w, load(departure, at + (i * rest + r) * gap), a)
             store(out, (r * size + j) * width, a)
             j += 1
-
-
-@inner
-def _eight(out, o, o_gap, matrix, k, k_row, k_next, one, vector, v, v_next, count):
-    """Eight sums of products that share the vector: so many independent chains of additions hide their latency."""
-    a = b = c = d = e = f = g = h = fill(vector, 0.0)
-    k4 = k + 4 * k_row
-    if one == 1:
-        for _ in range(count):
-            x = load(vector, v)
-            a, b = fma(splat(matrix, k), x, a), fma(splat(matrix, k + k_row), x, b)
-            c, d = fma(splat(matrix, k + 2 * k_row), x, c), fma(splat(matrix, k + 3 * k_row), x, d)
-            e, f = fma(splat(matrix, k4), x, e), fma(splat(matrix, k4 + k_row), x, f)
-            g, h = fma(splat(matrix, k4 + 2 * k_row), x, g), fma(splat(matrix, k4 + 3 * k_row), x, h)
-            k, k4, v = k + k_next, k4 + k_next, v + v_next
-    else:
-        for _ in range(count):
-            x = load(vector, v)
-            a, b = fma(load(matrix, k), x, a), fma(load(matrix, k + k_row), x, b)
-            c, d = fma(load(matrix, k + 2 * k_row), x, c), fma(load(matrix, k + 3 * k_row), x, d)
-            e, f = fma(load(matrix, k4), x, e), fma(load(matrix, k4 + k_row), x, f)
-            g, h = fma(load(matrix, k4 + 2 * k_row), x, g), fma(load(matrix, k4 + 3 * k_row), x, h)
-            k, k4, v = k + k_next, k4 + k_next, v + v_next
-    for n, total in enumerate((a, b, c, d, e, f, g, h)):
-        store(out, o + n * o_gap, total)

@@ -4,6 +4,7 @@ import numpy as np
 
 from symhmm.chains.jit import inner, kernel
 from symhmm.chains.lane_steps import CHUNK, SIZE, read_emission, read_matrix, towards_end
+from symhmm.chains.masked import load_first, store_first
 from symhmm.chains.simd import (
     accumulate,
     exp,
@@ -13,11 +14,9 @@ from symhmm.chains.simd import (
     lanes_of,
     larger,
     load,
-    load_first,
     numbers_at,
     splat,
     store,
-    store_first,
     total,
     vectors,
     where_positive,

@@ -60,7 +60,17 @@ def element_pointer(
     return builder.gep(data, [index])
 
 
-def _fmuladd(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+def vector_at(context: Any, builder: ir.IRBuilder, array: types.Array, value: ir.Value, index: ir.Value) -> ir.Value:
+    """Code for the vector that starts at an element of an array."""
+    kind = VECTORS[array.dtype]
+    pointer = element_pointer(context, builder, array, value, index)
+    vector = builder.load(builder.bitcast(pointer, context.get_value_type(kind).as_pointer()))
+    vector.align = kind.dtype.bitwidth // 8
+    return vector
+
+
+def fused(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+    """Code for ``a * b + c`` of vectors."""
     letter = "f32" if isinstance(a.type.element, ir.FloatType) else "f64"
     name = f"llvm.fmuladd.v{a.type.count}{letter}"
     function = builder.module.globals.get(name)
@@ -114,11 +124,7 @@ def load(typing: Any, array: Any, index: Any) -> Any:
     kind = VECTORS[array.dtype]
 
     def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
-        target = context.get_value_type(kind)
-        pointer = element_pointer(context, builder, array, *args)
-        value = builder.load(builder.bitcast(pointer, target.as_pointer()))
-        value.align = kind.dtype.bitwidth // 8
-        return value
+        return vector_at(context, builder, array, *args)
 
     return kind(array, types.intp), code
 
@@ -136,63 +142,13 @@ def store(typing: Any, array: Any, index: Any, vector: Any) -> Any:
     return types.void(array, types.intp, vector), code
 
 
-def _masked(
-    builder: ir.IRBuilder, verb: str, kind: ir.VectorType, result: ir.Type, args: Sequence[ir.Value]
-) -> ir.Value:
-    """Call LLVM's masked load or store of vectors of a kind."""
-    letter = "f32" if isinstance(kind.element, ir.FloatType) else "f64"
-    name = f"llvm.masked.{verb}.v{kind.count}{letter}.p0"
-    function = builder.module.globals.get(name)
-    if function is None:
-        function = ir.Function(builder.module, ir.FunctionType(result, [x.type for x in args]), name)
-    return builder.call(function, args)
-
-
-def _first(builder: ir.IRBuilder, count: ir.Value, width: int) -> ir.Value:
-    """Which lanes come before the ``count``-th."""
-    numbers = ir.Constant(ir.VectorType(count.type, width), list(range(width)))
-    return builder.icmp_signed("<", numbers, _spread(builder, count, width))
-
-
-@intrinsic
-def load_first(typing: Any, array: Any, index: Any, count: Any) -> Any:
-    """The vector at ``array[index : index + count]``, its last number repeated in the lanes that are left; count > 0."""
-    kind = VECTORS[array.dtype]
-
-    def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
-        target, one = context.get_value_type(kind), ir.Constant(args[2].type, 1)
-        pointer = element_pointer(context, builder, array, *args[:2])
-        last = builder.load(builder.gep(pointer, [builder.sub(args[2], one)]))
-        align = ir.Constant(ir.IntType(32), kind.dtype.bitwidth // 8)
-        mask, rest = _first(builder, args[2], kind.width), _spread(builder, last, kind.width)
-        vectors = builder.bitcast(pointer, target.as_pointer())
-        return _masked(builder, "load", target, target, [vectors, align, mask, rest])
-
-    return kind(array, types.intp, types.intp), code
-
-
-@intrinsic
-def store_first(typing: Any, array: Any, index: Any, count: Any, vector: Any) -> Any:
-    """Write the first lanes of a vector to ``array[index : index + count]``."""
-
-    def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
-        target = args[3].type
-        pointer = builder.bitcast(element_pointer(context, builder, array, *args[:2]), target.as_pointer())
-        align = ir.Constant(ir.IntType(32), vector.dtype.bitwidth // 8)
-        mask = _first(builder, args[2], vector.width)
-        _masked(builder, "store", target, ir.VoidType(), [args[3], pointer, align, mask])
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, types.intp, vector), code
-
-
 @intrinsic
 def splat(typing: Any, array: Any, index: Any) -> Any:
     """The number ``array[index]`` in every lane."""
     kind = VECTORS[array.dtype]
 
     def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
-        return _spread(builder, builder.load(element_pointer(context, builder, array, *args)), kind.width)
+        return spread(builder, builder.load(element_pointer(context, builder, array, *args)), kind.width)
 
     return kind(array, types.intp), code
 
@@ -203,12 +159,13 @@ def fill(typing: Any, array: Any, value: Any) -> Any:
     kind = VECTORS[array.dtype]
 
     def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
-        return _spread(builder, context.cast(builder, args[1], value, kind.dtype), kind.width)
+        return spread(builder, context.cast(builder, args[1], value, kind.dtype), kind.width)
 
     return kind(array, value), code
 
 
-def _spread(builder: ir.IRBuilder, number: ir.Value, width: int) -> ir.Value:
+def spread(builder: ir.IRBuilder, number: ir.Value, width: int) -> ir.Value:
+    """Code for a number in every lane."""
     undefined = ir.Constant(ir.VectorType(number.type, width), ir.Undefined)
     first = builder.insert_element(undefined, number, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width))
@@ -256,7 +213,7 @@ def fma(typing: Any, a: Any, b: Any, c: Any) -> Any:
     """``a * b + c`` in each lane."""
 
     def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
-        return _fmuladd(builder, *args)
+        return fused(builder, *args)
 
     return a(a, b, c), code
 
@@ -386,13 +343,13 @@ def exp(typing: Any, a: Any) -> Any:
         (x,), integers = args, _integers(a)
         kind = x.type
         under = builder.fcmp_ordered("<", x, _constant(bottom, kind))  # whose garbage is replaced at the end
-        shifted = _fmuladd(builder, x, _constant(1.4426950408889634, kind), _constant(shift + bias, kind))
+        shifted = fused(builder, x, _constant(1.4426950408889634, kind), _constant(shift + bias, kind))
         n = builder.fsub(shifted, _constant(shift + bias, kind))
-        r = _fmuladd(builder, n, _constant(-high, kind), x)
-        r = _fmuladd(builder, n, _constant(-low, kind), r)
+        r = fused(builder, n, _constant(-high, kind), x)
+        r = fused(builder, n, _constant(-low, kind), r)
         value = _constant(coefficients[-1], kind)
         for c in reversed(coefficients[:-1]):
-            value = _fmuladd(builder, value, r, _constant(c, kind))
+            value = fused(builder, value, r, _constant(c, kind))
         power = builder.shl(builder.bitcast(shifted, integers), _constant(mantissa, integers))
         return builder.select(under, _constant(0.0, kind), builder.fmul(value, builder.bitcast(power, kind)))
 
