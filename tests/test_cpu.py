@@ -16,7 +16,6 @@ from symhmm.chains.layout import Layout, layout_of
 from symhmm.chains.operator import chain_message
 from symhmm.chains.places import places
 from symhmm.chains.reference import sequential
-from symhmm.chains.threads import cut, run
 from symhmm.chains.transpose import lanes_to_rows, rows_to_lanes
 from symhmm.semiring import MAX
 
@@ -193,15 +192,6 @@ def test_an_empty_batch():
     assert message.shape == (0, 2)
     message.sum().backward()
     assert emission.grad.shape == (0, 4, 2)
-
-
-def test_cut_and_run():
-    assert cut(5, 2) == [(0, 3), (3, 5)]
-    seen = []
-    run([lambda k=k: seen.append(k) for k in range(3)])
-    assert sorted(seen) == [0, 1, 2]
-    with pytest.raises(ZeroDivisionError):
-        run([lambda: None, lambda: 1 / 0])
 
 
 def test_importing_the_operator_does_not_import_numba():
