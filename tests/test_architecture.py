@@ -16,9 +16,10 @@ FLOORS: list[dict[str, str]] = [
     {"": "semiring graph recorder", "distributions": "special chain circular positive unit counts atoms vectors"},
     {
         "chains": "layout reference jit careful joins simd masked sums transpose lane_steps lanes_forward lanes_backward passes"
-        " best_lanes sizes threads places prepared stages stage_tables stage_blocks stage_products stage_steps stage_careful"
-        " staged sparse evidence cpu segments path_steps stage_paths staged_paths staged_best best_path cpu_best cuda_steps cuda"
-        " registered registered_evidence operator paths ranked_steps ranked filter_steps filters stage_filters staged_filters"
+        " best_lanes sizes threads places prepared square_steps squares stages stage_tables stage_blocks stage_products"
+        " stage_steps stage_careful staged sparse evidence cpu segments path_steps stage_paths staged_paths staged_best"
+        " best_path cpu_best cuda_steps cuda registered registered_evidence operator paths ranked_steps ranked filter_steps"
+        " filters stage_filters staged_filters"
     },
     {
         "capture": "names marks time_index tracking inputs loops records stack verify observations enumeration giving"
@@ -83,6 +84,7 @@ LATE = {
     "symhmm.chains.paths",
     "symhmm.chains.ranked",
     "symhmm.chains.segments",
+    "symhmm.chains.squares",
     "symhmm.chains.staged",
     "symhmm.chains.staged_best",
     "symhmm.chains.staged_filters",

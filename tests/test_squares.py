@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from symhmm.compiler import squares
+from symhmm.chains import squares
+from symhmm.chains.square_steps import BLOCK
 from symhmm.compiler.squares import squared
 
 B, J, K, R = 2, 3, 4, 700
@@ -38,18 +39,21 @@ def test_value_and_first_two_derivatives(batch, shared):
     assert torch.autograd.gradgradcheck(lambda *v: with_rows(rows)(*v).sin(), values)
 
 
-@pytest.mark.parametrize("piece", [1, 2**16])
-def test_pieces_add_up(monkeypatch, piece):
-    monkeypatch.setattr(squares, "PIECE", piece)  # 256 columns at least: R takes three pieces
-    for shared in (True, False):
-        values, rows = inputs(shared=shared)
-        values = [x.requires_grad_() for x in values]
-        seen, wanted = with_rows(rows)(*values), plain(*values, rows)
-        assert_close(seen, wanted)
-        weight = torch.randn_like(wanted)
-        found = torch.autograd.grad(seen, values, weight), torch.autograd.grad(wanted, values, weight)
-        for g, h in zip(*found, strict=True):
-            assert_close(g, h)
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shared", [True, False])
+def test_blocks_and_parts_add_up(monkeypatch, threads, dtype, shared):
+    monkeypatch.setattr(squares, "thread_count", lambda seconds, parts: threads)
+    values, rows = inputs(columns=2 * BLOCK + 21, shared=shared)
+    values = [x.to(dtype).requires_grad_() for x in values]
+    doubles = [x.detach().double().requires_grad_() for x in values]
+    seen, wanted = with_rows(rows.to(dtype))(*values), plain(*doubles, rows.to(dtype).double())
+    tolerance = {"rtol": 1e-12, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 1e-5, "atol": 1e-3}
+    assert_close(seen.double(), wanted, **tolerance)
+    weight = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1)).double()
+    found = torch.autograd.grad(seen, values, weight.to(dtype)), torch.autograd.grad(wanted, doubles, weight)
+    for g, h in zip(*found, strict=True):
+        assert_close(g.double(), h, **tolerance)
 
 
 def test_vmap_of_value_and_gradient():

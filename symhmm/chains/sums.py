@@ -50,9 +50,7 @@ _add_some, _add_some_shared = _add_columns(COLUMNS, False), _add_columns(COLUMNS
 
 
 @inner
-def eight_sums(  # type: ignore[no-untyped-def]
-    out, o, o_gap, matrix, k, k_row, k_next, shared, vector, v, v_next, count
-):
+def eight_sums(out, o, o_gap, matrix, k, k_row, k_next, shared, vector, v, v_next, count):
     """out[o + i o_gap] = sum over j < count of matrix[k + i k_row + j k_next] vector[v + j v_next] for eight rows i.
 
     Entries of the matrix are numbers where all lanes share them, and vectors elsewhere.

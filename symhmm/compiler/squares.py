@@ -1,21 +1,19 @@
-"""Weighted squares of sums that are linear in the data: what is left of normal emission terms, made a few columns at a time."""
+"""Weighted squares of sums that are linear in the data: what is left of normal emission terms."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 
-from symhmm.compiler.weighted import backward_kernel, forward_kernel, matmul, weighted, weighted_backward
+from symhmm.compiler.weighted import backward_kernel, forward_kernel, weighted, weighted_backward
 
 _LIBRARY = torch.library.Library("symhmm", "FRAGMENT")
 _LIBRARY.define("squared(Tensor before, Tensor scale, Tensor weights, Tensor rows, Tensor clean) -> Tensor")
 _LIBRARY.define(
-    "squared_backward(Tensor gradient, Tensor scale, Tensor weights, Tensor rows, Tensor clean) -> (Tensor, Tensor)"
+    "squared_backward(Tensor gradient, Tensor scale, Tensor weights, Tensor rows, Tensor clean)"
+    " -> (Tensor, Tensor, Tensor)"
 )
-
-PIECE = 2**16  # numbers that one thread works on at a time: they stay in the second-level cache
 
 
 def squared(before: Tensor, scale: Tensor, weights: Tensor, rows: Tensor, clean: Tensor) -> Tensor:
@@ -42,43 +40,34 @@ def squared(before: Tensor, scale: Tensor, weights: Tensor, rows: Tensor, clean:
     return _Squared.apply(*inputs)
 
 
-def _pieces(scale: Tensor, rows: Tensor) -> Iterator[slice]:
-    """Columns that are worked on together."""
-    size = max(256, PIECE * torch.get_num_threads() // max(1, scale.numel()))
-    return (slice(a, a + size) for a in range(0, rows.shape[2], size))
-
-
-def _is_plain(scale: Tensor, weights: Tensor, clean: Tensor) -> bool:
-    return bool(clean) and bool((weights.sum() + scale.sum()).isfinite())
+def _is_plain(scale: Tensor, weights: Tensor, rows: Tensor, clean: Tensor) -> bool:
+    """Whether the kernels may be used: no product of zero and infinity, and memory that they can read."""
+    fits = rows.device.type == "cpu" and rows.dtype in (torch.float32, torch.float64)
+    return fits and bool(clean) and bool((weights.sum() + scale.sum()).isfinite())
 
 
 def _forward(before: Tensor, scale: Tensor, weights: Tensor, rows: Tensor, clean: Tensor) -> Tensor:
-    if not _is_plain(scale, weights, clean):
-        root = forward_kernel(weights, rows, clean)
-        return before + (scale[..., None] * root.square()).masked_fill(root == 0, 0)
-    out = rows.new_empty(*scale.shape, rows.shape[2])
-    for piece in _pieces(scale, rows):
-        root = matmul(weights.mT, rows[..., piece])
-        part = before[..., piece] if before.shape[2] > 1 else before
-        torch.addcmul(part, root * scale[..., None], root, out=out[..., piece])
-    return out
+    if _is_plain(scale, weights, rows, clean):
+        from symhmm.chains import squares
+
+        return squares.forward(before, scale, weights, rows)
+    root = forward_kernel(weights, rows, clean)
+    return before + (scale[..., None] * root.square()).masked_fill(root == 0, 0)
 
 
-def _backward(gradient: Tensor, scale: Tensor, weights: Tensor, rows: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients in ``scale`` and ``weights``."""
-    if not _is_plain(scale, weights, clean):
-        root = forward_kernel(weights, rows, clean)
-        both = (gradient * root).masked_fill(root == 0, 0)
-        slope = backward_kernel(2 * scale[..., None] * both, weights, rows, clean)
-        return (both * root).masked_fill(root == 0, 0).sum(-1), slope
-    of_scale, of_weights = torch.zeros_like(scale), torch.zeros_like(weights)
-    for piece in _pieces(scale, rows):
-        part = rows[..., piece]
-        root = matmul(weights.mT, part)
-        both = gradient[..., piece] * root
-        of_weights += matmul(part, both.mT)
-        of_scale += both.mul_(root).sum(-1)
-    return of_scale, 2 * scale[:, None] * of_weights
+def _backward(
+    gradient: Tensor, scale: Tensor, weights: Tensor, rows: Tensor, clean: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient summed over columns, and those of ``scale`` and ``weights``."""
+    if _is_plain(scale, weights, rows, clean):
+        from symhmm.chains import squares
+
+        total, of_scale, slope = squares.backward(gradient, weights, rows)
+        return total, of_scale, 2 * scale[:, None] * slope
+    root = forward_kernel(weights, rows, clean)
+    both = (gradient * root).masked_fill(root == 0, 0)
+    slope = backward_kernel(2 * scale[..., None] * both, weights, rows, clean)
+    return gradient.sum(-1, keepdim=True), (both * root).masked_fill(root == 0, 0).sum(-1), slope
 
 
 class _Squared(torch.autograd.Function):
@@ -97,22 +86,24 @@ class _Squared(torch.autograd.Function):
         if torch.is_grad_enabled():  # these gradients will be differentiated themselves
             root = weighted(weights, rows, clean)
             both = gradient * root
-            of_scale = (both * root).sum(-1)
+            total, of_scale = gradient.sum(-1, keepdim=True), (both * root).sum(-1)
             of_weights = weighted_backward(2 * scale[..., None] * both, weights, rows, clean)
         else:
-            of_scale, of_weights = torch.ops.symhmm.squared_backward.default(gradient, *ctx.saved_tensors)
-        return gradient.sum(-1, keepdim=True) if ctx.shared else gradient, of_scale, of_weights, None, None
+            total, of_scale, of_weights = torch.ops.symhmm.squared_backward.default(gradient, *ctx.saved_tensors)
+        return total if ctx.shared else gradient, of_scale, of_weights, None, None
 
 
 def _like_squared(before: Tensor, scale: Tensor, weights: Tensor, rows: Tensor, clean: Tensor) -> Tensor:
     return rows.new_empty(*scale.shape, rows.shape[2])
 
 
-def _like_both(gradient: Tensor, scale: Tensor, weights: Tensor, rows: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
-    return scale.new_empty(scale.shape), weights.new_empty(weights.shape)
+def _like_gradients(
+    gradient: Tensor, scale: Tensor, weights: Tensor, rows: Tensor, clean: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return scale.new_empty(*scale.shape, 1), scale.new_empty(scale.shape), weights.new_empty(weights.shape)
 
 
 _LIBRARY.impl("squared", _forward, "CompositeExplicitAutograd")
 _LIBRARY.impl("squared", _like_squared, "Meta")
 _LIBRARY.impl("squared_backward", _backward, "CompositeExplicitAutograd")
-_LIBRARY.impl("squared_backward", _like_both, "Meta")
+_LIBRARY.impl("squared_backward", _like_gradients, "Meta")
