@@ -43,7 +43,7 @@ def test_a_guide_by_hand_finds_the_posterior():
     [
         AutoMultivariateNormal,
         pytest.param(AutoNormal, marks=pytest.mark.slow),
-        pytest.param(AutoLowRankMultivariateNormal, marks=pytest.mark.slow),
+        AutoLowRankMultivariateNormal,
     ],
 )
 def test_autoguides_find_the_evidence_of_a_normal_posterior(asked):

@@ -62,8 +62,8 @@ def pruned(graph: fx.Graph) -> fx.Graph:
 
 
 def value(n: fx.Node) -> Any:
-    """What a node makes, without numbers: a tensor with its shape, dtype and strides."""
-    return n.meta["val"]
+    """What a node makes, without numbers: a tensor with its shape, dtype and strides; None where it makes several."""
+    return n.meta.get("val")
 
 
 def shape_of(n: fx.Node) -> tuple[int, ...]:
