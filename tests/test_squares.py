@@ -98,3 +98,16 @@ def test_inside_of_a_transform_that_batches_something_else():
     wanted = squared(*inputs)
     found = torch.func.vmap(lambda x: x + squared(*inputs))(torch.tensor([0.0, 1.0]))
     torch.testing.assert_close(found, torch.stack([wanted, wanted + 1]))
+
+
+@pytest.mark.parametrize("columns", [6, 40])
+def test_infinite_weights_count_nothing_where_rows_are_zero(columns):
+    values, rows = inputs(columns=columns)
+    rows[:, 1, columns // 2 :] = 0
+    values[2][:, 1, 2] = torch.inf
+    seen = with_rows(rows)(*values)
+    finite = [values[0], values[1], values[2].clone()]
+    finite[2][:, 1, 2] = 0
+    wanted = plain(*finite, rows)
+    wanted[:, 2, : columns // 2] = values[1][:, 2, None].sign() * torch.inf
+    assert_close(seen, wanted)

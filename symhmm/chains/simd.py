@@ -241,6 +241,17 @@ def where_positive(typing: Any, condition: Any, a: Any) -> Any:
 
 
 @intrinsic
+def where_nonzero(typing: Any, condition: Any, a: Any) -> Any:
+    """``a`` in the lanes where the condition is not 0, and 0 elsewhere."""
+
+    def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
+        zero = _constant(0.0, args[0].type)
+        return builder.select(builder.fcmp_unordered("!=", args[0], zero), args[1], zero)
+
+    return a(condition, a), code
+
+
+@intrinsic
 def finite_or_zero(typing: Any, a: Any) -> Any:
     """``a``, with 0 in the lanes that hold ``-inf``."""
 

@@ -1,20 +1,22 @@
 """Weighted squares of sums that are linear in data, and their gradients (numba): vectors of columns side by side.
 
-Each result is written once and nothing is kept between; the sums are made again for the gradient.
+Each result is written once and nothing is kept between; the sums are made again for the gradient. Rows are finite; a weight or
+a scale may be infinite, and counts nothing where what it multiplies is zero.
 """
 
 from symhmm.chains.jit import inner, kernel
-from symhmm.chains.simd import accumulate, fill, fma, lanes_of, load, numbers_at, splat, store, vectors
+from symhmm.chains.simd import accumulate, fill, fma, lanes_of, load, numbers_at, splat, store, vectors, where_nonzero
 
 BLOCK = 1024  # columns of which the rows stay in the first-level cache while all states are worked out
 
 
 @inner
 def _root(weights, w, w_next, rows, at, columns, terms):
-    """The sum of a state in some columns."""
+    """The sum of a state in some columns; a row of zeros counts nothing, whatever its weight."""
     total = fill(rows, 0.0)
     for _ in range(terms):
-        total = fma(splat(weights, w), load(rows, at), total)
+        row = load(rows, at)
+        total = total + where_nonzero(row, splat(weights, w) * row)
         w, at = w + w_next, at + columns
     return total
 
@@ -24,7 +26,8 @@ def _root_at(weights, w, w_next, rows, at, columns, terms):
     """The sum of a state in one column."""
     total = rows[at] * 0
     for _ in range(terms):
-        total += weights[w] * rows[at]
+        if rows[at] != 0:
+            total += weights[w] * rows[at]
         w, at = w + w_next, at + columns
     return total
 
@@ -51,10 +54,11 @@ def add_squares(first, last, sizes, like, before_at, b_next, scale_at, weights_a
                 for r in range(low, top - width + 1, width):
                     root = _root(weights, w, size, rows, data + r, columns, terms)
                     there = load(before, start + r) if b_next else splat(before, start)
-                    store(out, state * columns + r, fma(root * factor, root, there))
+                    store(out, state * columns + r, there + where_nonzero(root, root * factor * root))
                 for r in range(top - (top - low) % width, top):
                     root = _root_at(weights, w, size, rows, data + r, columns, terms)
-                    out[state * columns + r] = before[start + r * b_next] + scale[state] * root * root
+                    square = scale[state] * root * root if root != 0 else root
+                    out[state * columns + r] = before[start + r * b_next] + square
 
 
 @kernel
