@@ -47,7 +47,7 @@ FLOORS: list[dict[str, str]] = [
     {"simulators": "holes chains groups"},
     {"": "datasets questions effects components summary saved reorder fitting densities plots"},
     {
-        "models": "emissions spec inputs template starts order model_fit mixed_hmm glm_hmm base streams"
+        "models": "emissions clusters spec inputs template starts order model_fit mixed_hmm glm_hmm base streams"
         " hmm gaussian mixture rows regression semi_markov continuous_time recapture"
     },
     {"": "report cli"},

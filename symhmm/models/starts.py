@@ -4,16 +4,15 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from symhmm.models.clusters import Labels, kmeans, means, numbered, ranks
 from symhmm.models.emissions import Array
 from symhmm.models.inputs import Block, Bound
 from symhmm.models.template import corr_name, correlated, sd_name
 
 LEAVE = -2.0  # logit of leaving a state for another, where a fit begins
 SPREAD = 0.3  # standard deviation of random effects there, on the scale of a link
-MOST_ROWS = 20_000  # for clustering
 OUTCOMES = 0.5  # weight of outcomes beside streams of numbers
 TIES = 1e-3  # of the range of ranks
 
@@ -122,12 +121,7 @@ def _natural(bound: Bound, seed: int, order_by: str | None) -> dict[str, Tensor]
     label, rows = _clusters(bound, seed)
     streams = list(spec.emissions)
     first = rows[streams.index(order_by if order_by in streams else (order_by or f"{streams[0]}.").rpartition(".")[0])]
-    means = [
-        first[(label == j) & np.isfinite(first)].mean() if ((label == j) & np.isfinite(first)).any() else np.inf
-        for j in range(k)
-    ]
-    place = np.argsort(np.argsort(means, kind="stable"), kind="stable")
-    label = place[label]
+    label = numbered(label, means(first, label, k))
     if bound.inputs.states is not None:
         known = data.gather(bound.inputs.states).numpy()
         label = np.where(known >= 0, known, label)
@@ -151,32 +145,21 @@ def _natural(bound: Bound, seed: int, order_by: str | None) -> dict[str, Tensor]
     return {n: x.to(data.dtype) for n, x in out.items()}
 
 
-def _clusters(bound: Bound, seed: int) -> tuple[NDArray[np.int64], list[Array]]:
+def _clusters(bound: Bound, seed: int) -> tuple[Labels, list[Array]]:
     """Cluster of each row, and the streams' values by row with NaN where missing."""
-    from scipy.cluster.vq import kmeans2
-    from scipy.stats import rankdata
-
     data, k = bound.data, len(bound.spec.states)
     rows, features = [], []
     for stream, family in bound.spec.emissions.items():
         y = data.gather(data.streams[stream].double()).numpy().copy()
         y[~data.gather(data.observed[stream]).numpy()] = np.nan
         rows.append(y)
-        seen = np.isfinite(y)
-        feature = np.full(len(y), 0.5)
-        angle = family.name in ("vonmises", "wrapped_cauchy")
-        feature[seen] = rankdata(np.abs(y[seen]) if angle else y[seen]) / max(seen.sum(), 1)
         # Two values fall into two clusters by themselves, whatever the state: they may only second the other streams.
-        features.append(feature * (OUTCOMES if family.linked else 1.0))
+        features.append(ranks(y, family.name) * (OUTCOMES if family.linked else 1.0))
     table = np.stack(features, 1)
     if k == 1:
         return np.zeros(len(table), dtype=np.int64), rows
-    rng = np.random.default_rng(seed)
     # Ties, of a stream with two values say, would leave clusters empty.
-    table = table + TIES * rng.standard_normal(table.shape)
-    some = rng.choice(len(table), MOST_ROWS, replace=False) if len(table) > MOST_ROWS else np.arange(len(table))
-    centres, _ = kmeans2(table[some], k, minit="++", seed=seed, missing="warn")
-    return ((table[:, None] - centres) ** 2).sum(-1).argmin(-1), rows
+    return kmeans(table + TIES * np.random.default_rng(seed).standard_normal(table.shape), k, seed), rows
 
 
 def _linked(x: Tensor, link: str) -> Tensor:

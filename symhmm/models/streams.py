@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from symhmm.errors import DataError, SpecError
 from symhmm.models.base import Start
+from symhmm.models.clusters import CIRCULAR, kmeans, means, numbered, ranks
 from symhmm.models.emissions import Family, Parameter, family
 from symhmm.tables.data import SequenceData
 
@@ -20,7 +20,6 @@ CONSTRAINTS = {
     "logit": ", constraints.unit_interval",
     "softmax": ", constraints.simplex",
 }
-CIRCULAR = ("vonmises", "wrapped_cauchy")
 
 
 @dataclass(frozen=True)
@@ -86,23 +85,16 @@ class Streams:
 
         A missing value counts as a middling one; angles count by their cosine. Clusters are numbered by the first stream.
         """
-        from scipy.stats import rankdata
-
         self.check(data)
         where = torch.stack([data.observed[s] for s in self.names]).any(0)
         columns = []
         for s, f in self.families:
-            y = data[s][where].double().numpy()
-            seen = data.observed[s][where].numpy()
-            rank = np.full(len(y), 0.5)
-            rank[seen] = rankdata(np.cos(y[seen]) if f.name in CIRCULAR else y[seen]) / max(seen.sum(), 1)
-            columns.append(rank)
+            y = data[s][where].double().numpy().copy()
+            y[~data.observed[s][where].numpy()] = np.nan
+            columns.append(ranks(y, f.name))
         x = np.stack(columns, 1)
-        label = np.zeros(len(x), dtype=np.int64)
-        if number > 1:
-            label = kmeans(x, number, seed)
-            first = [x[label == k, 0].mean() if (label == k).any() else np.inf for k in range(number)]
-            label = np.argsort(np.argsort(first, kind="stable"))[label]
+        label = kmeans(x, number, seed)
+        label = numbered(label, means(x[:, 0], label, number))
         out = torch.full(where.shape, -1)
         out[where] = torch.as_tensor(label, dtype=torch.long)
         return out
@@ -125,39 +117,6 @@ class Streams:
                 if p in free(f):
                     out[f"{s}.{p.name}"] = torch.tensor([v[i] for v in values], dtype=data.dtype)
         return out
-
-
-def kmeans(x: NDArray[np.float64], number: int, seed: int, *, tries: int = 4, rounds: int = 50) -> NDArray[np.int64]:
-    """Labels of rows by k-means (Lloyd 1982; first centres as in Arthur and Vassilvitskii 2007), the best of some tries.
-
-    Data with fewer distinct rows than clusters leave some of them empty.
-
-    >>> a, b, c = kmeans(np.array([[0.0], [0.1], [5.0]]), 2, seed=0)
-    >>> bool(a == b != c)
-    True
-    """
-    generator = np.random.default_rng(seed)
-    best, least = np.zeros(len(x), dtype=np.int64), np.inf
-    for _ in range(tries):
-        centres = x[generator.integers(len(x), size=1)]
-        while len(centres) < number:
-            away = _squares(x, centres).min(1) + 1e-300
-            centres = np.vstack([centres, x[generator.choice(len(x), p=away / away.sum())]])
-        for _ in range(rounds):
-            label = _squares(x, centres).argmin(1)
-            moved = np.stack([x[label == k].mean(0) if (label == k).any() else centres[k] for k in range(number)])
-            if np.array_equal(moved, centres):
-                break
-            centres = moved
-        distances = _squares(x, centres)
-        if (total := distances.min(1).sum()) < least:
-            best, least = distances.argmin(1), total
-    return best
-
-
-def _squares(x: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Squared distances, shape (rows, centres)."""
-    return ((x[:, None] - centres) ** 2).sum(-1)
 
 
 def free(f: Family) -> tuple[Parameter, ...]:
