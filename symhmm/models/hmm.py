@@ -87,8 +87,8 @@ class MixtureHMM(Model):
     Raises:
         SpecError: no such number of states or components, unknown family or initial state.
 
-    ``fit`` first fits one kind, groups the individuals by their expected moves between states, climbs by EM from each of
-    the ``restarts`` best groupings, and goes on from the highest end.
+    ``fit`` climbs by EM from ``restarts`` starts and goes on from the highest end. With several kinds these starts are the best
+    groupings of individuals by their expected moves between states under a fit of one kind.
 
     >>> print(MixtureHMM(2, 3, {"step": "gamma"}).program_source().splitlines()[-3])
             z = pyro.sample(f"z_{t}", dist.Categorical(Vindex(first)[kind] if z is None else Vindex(transition)[kind, z]))
@@ -144,19 +144,23 @@ class MixtureHMM(Model):
 
     def fit(self, data: Any, *, method: str = "mle", seed: int = 0, restarts: int = 6, **options: Any) -> Fit:
         """Fit the model; see the class for its starts, and `symhmm.fit` for ``options``."""
-        if self.components == 1 or method not in ("mle", "em") or "start" in options:
+        if method not in ("mle", "em") or "start" in options or (self.components == 1 and method == "em"):
             return super().fit(data, method=method, seed=seed, restarts=restarts, **options)
-        one = replace(self, components=1).fit(data, method="em", seed=seed, restarts=min(restarts, 2))
-        density = self.log_density(data, seed=seed)
         shared = {n: x for n, x in options.items() if n in ("fix", "tie", "order", "progress")}
-        starts = self._groupings(one, restarts, seed)
-        ends = [fitting.fit(density, method="em", start=s, restarts=1, **shared) for s in starts]
-        best = max(ends, key=lambda f: f.objective)
+        density = self.log_density(data, seed=seed)
+        if self.components == 1:
+            best = fitting.fit(density, method="em", seed=seed, restarts=restarts, **shared)
+            ends, of = list(zip(best.optima.objectives, best.optima.converged, strict=True)), best.optima.of
+        else:
+            one = replace(self, components=1).fit(data, method="em", seed=seed, restarts=min(restarts, 2))
+            starts = self._groupings(one, restarts, seed)
+            climbs = [fitting.fit(density, method="em", start=s, restarts=1, **shared) for s in starts]
+            best = max(climbs, key=lambda f: f.objective)
+            ends, of = [(f.objective, all(f.optima.converged)) for f in climbs], "climbs from groupings"
         found = fitting.fit(density, method=method, start=best.values, restarts=1, **options)
-        ends = [found if f is best else f for f in ends]
-        optima = Optima(
-            tuple(f.objective for f in ends), tuple(all(f.optima.converged) for f in ends), of="climbs from groupings"
-        )
+        highest = max(range(len(ends)), key=lambda i: ends[i][0])
+        ends[highest] = found.objective, all(found.optima.converged)
+        optima = Optima(tuple(o for o, _ in ends), tuple(c for _, c in ends), of=of)
         return replace(found, estimate=replace(found.estimate, optima=optima))
 
     def _groupings(self, one: Fit, number: int, seed: int) -> list[Start]:
