@@ -195,6 +195,18 @@ def test_threads_that_come_late_are_left_alone_for_a_while(monkeypatch):
     assert len(done) == 10
 
 
+def test_many_threads_are_not_called_for_few_tasks(monkeypatch):
+    calls = []
+    runtime = threads._Runtime(lambda enter, work, threads, flags: calls.append(work()))
+    monkeypatch.setattr(threads, "_runtime", lambda: runtime)
+    done = []
+    for count in (2, 1000):
+        torch.set_num_threads(count)
+        run([lambda: done.append(1)] * 2)
+        assert len(calls) == 1
+    assert len(done) == 4
+
+
 FOUND = """
 import re, sys, torch
 def mapped():
@@ -273,7 +285,7 @@ def test_small_work_stays_in_one_thread():
     assert thread_count(1e-6, 100) == part_count(1e-6, 100) == 1
     assert thread_count(1.0, 100) == 2
     assert thread_count(1.0, 1) == part_count(1.0, 1) == 1
-    assert part_count(1.0, 100) >= 2
+    assert part_count(1.0, 100) == 2
     torch.set_num_threads(1)
     assert thread_count(1.0, 100) == part_count(1.0, 100) == 1
 

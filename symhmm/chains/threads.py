@@ -18,8 +18,9 @@ import torch
 
 Task = Callable[[], None]
 
-SMALL = 250e-6  # seconds of work below which a second thread costs more than it saves
+SMALL = 100e-6  # seconds of work below which a second thread costs more than it saves
 
+MANY = 4  # threads of torch for each task beyond which most would come for nothing
 LATE = 1e-3  # seconds beyond its share of the work after which a thread counts as held up by another program
 PAUSES = 0.05, 1.0  # seconds for which it is not waited for again: at first, and at most
 
@@ -32,9 +33,8 @@ def thread_count(seconds: float, parts: int) -> int:
 
 
 def part_count(seconds: float, parts: int) -> int:
-    """Into how many parts to cut the work: more than there are threads, so that one that is held up leaves its share."""
-    threads = thread_count(seconds, parts)
-    return threads if threads == 1 else min(parts, 2 * threads)
+    """Into how many parts to cut the work: one for each thread, since each is a call, which holds the interpreter lock."""
+    return thread_count(seconds, parts)
 
 
 def run(tasks: list[Task]) -> None:
@@ -42,8 +42,9 @@ def run(tasks: list[Task]) -> None:
 
     The others are the threads of torch's own OpenMP runtime, which wait for work at full speed for a while after each
     operation: a pool of our own would fight with them for the cores, and be woken late. Where torch has no such runtime,
-    and in a forked child, which its threads do not survive, a pool in Python takes their place. So it does for a while
-    where another program needs the cores: the runtime waits for each of its threads, the pool only for those that came.
+    and in a forked child, which its threads do not survive, a pool in Python takes their place. So it does where there are
+    many more of them than tasks, and for a while where another program needs the cores: the runtime waits for each of its
+    threads, the pool only for those that came.
     """
     threads = min(len(tasks), torch.get_num_threads())
     if threads <= 1:
@@ -52,7 +53,7 @@ def run(tasks: list[Task]) -> None:
         return
     work = _Work(tasks)
     runtime = _runtime() if os.getpid() == _PROCESS else None
-    if runtime is None or perf_counter() < runtime.resume:
+    if runtime is None or not runtime.ready(threads):
         _pool(os.getpid()).run(work, threads)
     else:
         runtime.run(work)
@@ -111,6 +112,10 @@ class _Runtime:
     def __init__(self, parallel: Any) -> None:
         self.parallel = parallel
         self.resume, self.pause = 0.0, PAUSES[0]
+
+    def ready(self, threads: int) -> bool:
+        """Whether to use it for so many tasks: each of its threads takes the interpreter lock, if only to find none left."""
+        return torch.get_num_threads() <= MANY * threads and perf_counter() >= self.resume
 
     def run(self, work: _Work) -> None:
         """Do work in all threads that torch uses; if this one lost much time on the others, leave them alone for a while."""
