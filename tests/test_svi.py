@@ -174,6 +174,33 @@ def test_resume_follows_the_same_trajectory(tmp_path, after):
     assert resumed.status == whole.status
 
 
+@pytest.mark.parametrize("within", ["_gradient", "_noise", "_move", "_factor", "_level"])
+@pytest.mark.parametrize("when", [1, 60, 290])
+def test_ctrl_c_within_a_step_continues_to_the_same_numbers(tmp_path, monkeypatch, within, when):
+    """Before a step has moved anything, in the middle of its moves and after them."""
+    density = compile(cf.random_intercept, cf.balanced())
+    options = {"seed": 2, "steps": 350, "cooldown": 120, "restarts": 1, "evaluate": 20}
+    count, own = 0, getattr(svi, within)
+
+    def cut(*args):
+        nonlocal count
+        count += 1
+        out = own(*args)
+        if count == when:
+            raise KeyboardInterrupt
+        return out
+
+    path = tmp_path / "fit.npz"
+    with monkeypatch.context() as patch:
+        patch.setattr(svi, within, cut)
+        stopped = svi.run(density, **options, checkpoint=path)
+    whole = svi.run(density, **options)
+    assert "Ctrl-C" in stopped.status.reason or count < when
+    resumed = svi.run(density, **options, checkpoint=path)
+    assert torch.equal(resumed.trace, whole.trace)
+    assert torch.equal(resumed.vector, whole.vector)
+
+
 def test_same_seed_same_numbers():
     density = compile(cf.random_intercept, cf.balanced())
     options = {"steps": 150, "cooldown": 50, "evaluate": 20, "restarts": 2}

@@ -120,7 +120,9 @@ def run(
         stopped = True
     finally:
         report.close()
-    file.write(saved(state))
+    # Half a step is no place to continue from: the file keeps an earlier one.
+    if not state.moving:
+        file.write(saved(state))
     return _estimate(state, options, stopped, time.perf_counter() - began)
 
 
@@ -148,11 +150,16 @@ def _warm(ascents: list[Ascent]) -> Optima:
 
 def step(state: State, options: Options) -> float:
     """One step of Adam (Kingma and Ba 2015); returns the objective before it, nats."""
-    draws = options.draws[state.cooling >= 0]
-    noise = _noise(draws, state.guide.noise_size, state.generator, state.phi.dtype)
-    chosen = () if state.batches is None else (state.batches.draw(state.generator),)
-    value, gradient = _gradient(state, options, draws)(state.phi, noise, *chosen)
-    objective, norm = value.item(), float(torch.linalg.vector_norm(gradient))
+    draws, before = options.draws[state.cooling >= 0], state.generator.get_state()
+    try:
+        noise = _noise(draws, state.guide.noise_size, state.generator, state.phi.dtype)
+        chosen = () if state.batches is None else (state.batches.draw(state.generator),)
+        value, gradient = _gradient(state, options, draws)(state.phi, noise, *chosen)
+        objective, norm = value.item(), float(torch.linalg.vector_norm(gradient))
+    except KeyboardInterrupt:
+        state.generator.set_state(before)  # as if the step had not begun
+        raise
+    state.moving = True
     if np.isfinite(objective) and np.isfinite(norm):
         state.norm = norm if state.norm == 0 else 0.99 * state.norm + 0.01 * min(norm, options.clip * state.norm)
         if norm > options.clip * state.norm:
@@ -167,6 +174,7 @@ def step(state: State, options: Options) -> float:
     hot = options.schedule == "plateau" and state.cooling < 0
     if hot and (state.done >= options.steps - options.cooldown or _level(state.trace)):
         state.cooling = state.done
+    state.moving = False
     return objective
 
 

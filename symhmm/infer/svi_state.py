@@ -71,6 +71,7 @@ class State:
         norm: running mean of the gradient norm, for clipping.
         mean: of ``phi`` over the ``averaged`` last steps.
         trace: objective at each step, nats.
+        moving: whether a step has changed some of this and not yet the rest.
     """
 
     goal: Target
@@ -91,6 +92,7 @@ class State:
     averaged: int = 0
     trace: list[float] = field(default_factory=list)
     gradients: dict[int, Gradient] = field(default_factory=dict)
+    moving: bool = False
 
     @property
     def done(self) -> int:
