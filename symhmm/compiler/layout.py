@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints, transform_to
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import StickBreakingTransform, Transform
-from torch.nn.functional import logsigmoid, pad
+from torch.nn.functional import pad, softplus
 
 from symhmm.errors import ProgramError, ValuesError
 from symhmm.graph import FactorGraph
@@ -171,7 +171,7 @@ class Sticks(StickBreakingTransform):
 
     def _call(self, x: Tensor) -> Tensor:
         u = x - torch.arange(x.shape[-1], 0, -1, dtype=x.dtype, device=x.device).log()
-        share = logsigmoid(u)
+        share = -softplus(-u, threshold=40)  # log sigmoid(u), which torch gives to all its threads however few numbers there are
         logs = pad(share, [0, 1]) + pad((share - u).cumsum(-1), [1, 0])
         # No state is ever impossible, as in torch.
         return logs.clamp(min=math.log(torch.finfo(x.dtype).tiny)).exp()
