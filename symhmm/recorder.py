@@ -85,6 +85,7 @@ class Recorder(TorchDispatchMode):
         x._symhmm_node = (self, node)  # type: ignore[attr-defined]
         if x.layout == torch.strided:  # shape, strides and dtype, for passes over the graph
             node.meta["val"] = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+            node.meta["device"] = x.device
         return x
 
     def _nodes(self, x: Any) -> Any:

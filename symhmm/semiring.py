@@ -32,12 +32,10 @@ def log_sum_exp(x: Tensor, dim: int) -> Tensor:
     >>> log_sum_exp(torch.full((2, 2), -torch.inf), -1)
     tensor([-inf, -inf])
     """
-    peak = x.detach().amax(dim, keepdim=True)
-    peak = torch.where(peak.isfinite(), peak, torch.zeros_like(peak))
-    total = (x - peak).exp().sum(dim)
-    empty = total == 0
-    # log(0) has an infinite slope: take the logarithm of 1 there and put -inf back afterwards.
-    return torch.where(empty, -torch.inf, torch.where(empty, 1.0, total).log() + peak.squeeze(dim))
+    peak, numbers = x.detach().amax(dim, keepdim=True), torch.finfo(x.dtype)
+    total = (x - peak.clamp(numbers.min, numbers.max)).exp().sum(dim)
+    # At least 1 wherever anything is possible. log(0) has an infinite slope: below, the slope is zero and -inf the peak's.
+    return total.clamp(min=0.5).log() + peak.squeeze(dim)
 
 
 def maximum(x: Tensor, dim: int) -> Tensor:

@@ -26,8 +26,8 @@ FLOORS: list[dict[str, str]] = [
         " sites deferred open factors program"
     },
     {
-        "compiler": "steps order plan lower arguments transforms laws weighted squares summands linear step layout roles free"
-        " density expected marginal"
+        "compiler": "steps order plan lower arguments transforms builder arithmetic laws weighted squares summands linear step"
+        " layout roles free density expected marginal"
     },
     {
         "tables": "results bent arrow reweighted states support read gaps frame labels cells data naming scan formula design"

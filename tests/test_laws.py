@@ -12,7 +12,11 @@ from symhmm.recorder import record
 def both(f, *inputs):
     """The recorded function, and the same in normal form."""
     before = record(lambda v, d: [f(*v)], inputs, [])
-    return before, fx.GraphModule(before, simplified(before.graph, before))
+    return before, fx.GraphModule(before, simplified(before.graph, before, inputs_of(before)))
+
+
+def inputs_of(module):
+    return [n for n in module.graph.nodes if n.op == "placeholder"]
 
 
 def operations(module):
@@ -151,3 +155,37 @@ def test_graphs_that_look_at_memory_are_left_alone():
 def test_operations_that_make_several_tensors_are_made_once():
     names = shorter(lambda x: x.sort(0).values * 1 + x.sort(0).values.exp(), X, left=4)
     assert names.count("aten.sort.default") == 1
+
+
+@pytest.mark.parametrize(
+    "f, left",
+    [
+        (lambda x, y: (x[:, :, None].exp() * y[:, :, None]).squeeze(-1), 2),
+        (lambda x, y: x[:, None].exp().sum(1).cos(), 2),
+        (lambda x, y: (x[None] + y).square().sum(-1)[0], 3),
+        (lambda x, y: x.sum(0, keepdim=True).reshape(4), 1),
+        (lambda x, y: (x[0][:, None] * y[0][None, :, None]).reshape(4).exp(), 4),
+        (lambda x, y: torch.where(x[:, None] > 0, y[:, None], 0.0).sum((0, 1)), 4),
+        (lambda x, y: (x[None].sum(2, keepdim=True) + y[None])[0], 2),
+    ],
+)
+def test_dimensions_of_one_entry_are_left_out(f, left):
+    names = shorter(lambda x, y: f(x, y) * 3, X, Y, left=left + 1)
+    assert not any("reshape" in name for name in names)
+
+
+def test_data_are_reshaped_once_instead_of_what_varies():
+    before = record(lambda v, d: [(v[0][:, None] - d[0][:, None, None]).exp()[..., 0]], [X[0]], [Y[0]])
+    after = simplified(before.graph, before, inputs_of(before)[:1])
+    reshaped = [n.all_input_nodes[0].name for n in after.nodes if "reshape" in str(n.target)]
+    assert reshaped == ["data_0"]
+
+
+def test_graphs_of_any_depth():
+    def f(x):
+        for _ in range(1500):
+            x = x.sin()
+        return x + torch.zeros_like(x)
+
+    _, after = both(f, X)
+    assert len(operations(after)) == 1500

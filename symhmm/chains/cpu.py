@@ -44,8 +44,8 @@ def _forward(
     few = listed(transition, emission, terminal, layout)
     if few:
         return *run_forward(few, transition, emission, terminal, dtype), layout.links(transition)
-    saved = layout.messages(transition), layout.scales(transition), layout.links(transition)
-    message = transition.new_empty(call.message_size, dtype=dtype)
+    saved = call.kept()
+    message = torch.empty(call.message_size, dtype=dtype or transition.dtype)
     if layout.chains == 0:
         return message, *saved
     shape, f, e, z, idles = call.forward_arguments
@@ -100,21 +100,24 @@ def backward(
         messages, scales = layout.messages(transition).copy_(messages), layout.scales(transition).copy_(scales)
     if weight.shape != call.message_size or not weight.is_contiguous():
         weight = weight.expand(call.message_size).contiguous()
-    if layout.blocks > 1:
+    if layout.blocks > 1 and (links.shape[:-3] != layout.batch or not links.is_contiguous()):
         links = links.expand(*layout.batch, *links.shape[-3:]).contiguous()
     shape, f, e, idle, gf, ge, gz = call.backward_arguments
     like, entries = call.like.dtype, layout.states * layout.padded
     fast = np.empty(layout.chains, np.bool_)
     count = part_count(2 * call.seconds, call.groups)
     to_transition, to_emission = call.gradients
-    (g_transition, gf_gap), (g_emission, ge_gap) = to_transition.parts(count), to_emission.parts(count)
+    (g_transition, f_parts, gf_gap), (g_emission, e_parts, ge_gap) = (
+        to_transition.parts(count),
+        to_emission.parts(count),
+    )
     g_terminal = torch.zeros(terminal.shape, dtype=terminal.dtype)
     _phases(
         call.kernel("backward_pass"), JOIN, END + 1, count,
         shape, call.like, transition.data_ptr(), f, emission.data_ptr(), e, idle,
         (np.empty(entries, like), np.empty(entries, like), fast), weight.data_ptr(),
         (messages.data_ptr(), scales.data_ptr(), links.data_ptr()),
-        (g_transition.data_ptr(), g_emission.data_ptr(), g_terminal.data_ptr()),
+        (f_parts.data_ptr(), e_parts.data_ptr(), g_terminal.data_ptr()),
         (*gf, gf_gap), (*ge, ge_gap), gz,
     )  # fmt: skip
     if 0 in fast.tobytes():
@@ -123,12 +126,12 @@ def backward(
             memory(transition, call.transition.extent), call.transition.chains, call.transition.time,
             *call.transition.inner, memory(emission, call.emission.extent), call.emission.chains, call.emission.time,
             *call.emission.inner, memory(messages, layout.entries[0]), layout.padded,
-            memory(g_transition, to_transition.places.extent), to_transition.places.chains, to_transition.places.time,
-            memory(g_emission, to_emission.places.extent), to_emission.places.chains, to_emission.places.time,
+            memory(f_parts, to_transition.places.extent), to_transition.places.chains, to_transition.places.time,
+            memory(e_parts, to_emission.places.extent), to_emission.places.chains, to_emission.places.time,
             *to_emission.places.inner,
             g_terminal.view(-1).numpy(), gz,
         )  # fmt: skip
-    return to_transition.total(g_transition), to_emission.total(g_emission), g_terminal
+    return to_transition.total(g_transition, f_parts), to_emission.total(g_emission, e_parts), g_terminal
 
 
 def _prepared(tensors: tuple[Tensor, Tensor, Tensor], length: int, blocks: int | None = None) -> Prepared:

@@ -42,6 +42,25 @@ class Prepared:
         """(*batch, S)."""
         return (*self.layout.batch, self.layout.states)
 
+    def kept(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Memory for what the gradient needs: `Layout.messages`, `Layout.scales` and `Layout.links`."""
+        (messages, scales, links), exact = self._kept
+        if exact:
+            return (
+                torch.empty_strided(*messages, dtype=self.dtype),
+                torch.empty_strided(*scales, dtype=self.dtype),
+                torch.empty_strided(*links, dtype=torch.float64),
+            )
+        like = torch.empty(0, dtype=self.dtype)
+        return self.layout.messages(like), self.layout.scales(like), self.layout.links(like)
+
+    @cached_property
+    def _kept(self) -> tuple[list[tuple[Any, Any]], bool]:
+        """Sizes and strides of `kept`, and whether they say how much memory that is: no lane is left empty."""
+        like = torch.empty(0, dtype=self.dtype)
+        made = self.layout.messages(like), self.layout.scales(like), self.layout.links(like)
+        return [(x.size(), x.stride()) for x in made], self.layout.padded == self.layout.lanes
+
     @cached_property
     def like(self) -> Any:
         """A number of the dtype."""
@@ -160,17 +179,20 @@ class Gradient:
     crossed: bool
     zeroed: bool
 
-    def parts(self, count: int) -> tuple[Tensor, int]:
-        """Gradients to be written, (parts, numbers): one, or one for each of ``count`` parts of the work that would add to
-        the same numbers; and the bytes from each to the next."""
-        make, entries = torch.zeros if self.zeroed else torch.empty, self.size.numel()
+    def parts(self, count: int) -> tuple[Tensor, Tensor, int]:
+        """The gradient, and memory in which it is written: its own, or (parts, numbers) one for each of ``count`` parts of
+        the work that would add to the same numbers; and the bytes from each to the next."""
+        gradient = torch.empty_strided(self.size, self.stride, dtype=self.dtype)
         if count == 1 or not self.crossed:
-            return make((1, entries), dtype=self.dtype), 0
-        return make((count, entries), dtype=self.dtype), entries * self.dtype.itemsize
+            return gradient, gradient.zero_() if self.zeroed else gradient, 0
+        entries = self.size.numel()
+        return gradient, torch.zeros((count, entries), dtype=self.dtype), entries * self.dtype.itemsize
 
-    def total(self, parts: Tensor) -> Tensor:
-        """The sum of what the parts of the work have added up, in the shape of the input."""
-        return (parts if parts.shape[0] == 1 else parts.sum(0)).as_strided(self.size, self.stride)
+    def total(self, gradient: Tensor, written: Tensor) -> Tensor:
+        """The gradient with what the parts of the work have added up."""
+        if written is not gradient:
+            torch.sum(written, 0, out=gradient.as_strided((written.shape[1],), (1,)))
+        return gradient
 
 
 @lru_cache(maxsize=256)

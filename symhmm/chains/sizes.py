@@ -9,7 +9,7 @@ from symhmm.chains import best_lanes, lane_steps, lanes_backward, lanes_forward,
 from symhmm.chains.jit import kernel
 
 LARGEST = 6  # states; beyond, vectors of work outweigh the loops around them
-ENOUGH = 1000  # steps in all chains; fewer are not worth the seconds of compilation
+ENOUGH = 900  # steps in all chains; fewer are not worth the seconds of compilation
 
 
 def lane_kernel(name: str, size: int, rest: int, steps: int) -> Callable[..., Any]:

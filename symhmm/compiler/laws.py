@@ -1,16 +1,17 @@
-"""Laws of tensor algebra for traced graphs: nodes are made in a normal form, and what is equal is made once."""
+"""Laws of tensor algebra for traced graphs: the normal form of views, repetitions, indices and shared operations."""
 
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
+from symhmm.compiler.arithmetic import ARITHMETIC
+from symhmm.compiler.builder import SAME, Builder, Law, calls, empty, is_pointwise, pruned, shape_of, value
+
 aten = torch.ops.aten
 
-LARGEST_LITERAL = 2**16  # numbers that are looked at to see whether they say "all of them, in order"
 _RESHAPING = {
     aten.view.default,
     aten._unsafe_view.default,
@@ -19,7 +20,6 @@ _RESHAPING = {
     aten.squeeze.dims,
     aten.unsqueeze.default,
 }
-_SAME = {aten.alias.default, aten.lift_fresh_copy.default, aten.lift_fresh.default, aten.clone.default}
 _NOTHING = {
     aten.mul.Tensor: 1,
     aten.mul.Scalar: 1,
@@ -30,12 +30,11 @@ _NOTHING = {
     aten.sub.Tensor: 0,
     aten.pow.Tensor_Scalar: 1,
 }
-_TESTS = {aten.eq.Tensor, aten.eq.Scalar, aten.isfinite.default}
 _REDUCTIONS = {aten.sum.dim_IntList, aten.logsumexp.default, aten.amax.default}
 _LINEAR = {aten.add.Tensor, aten.sub.Tensor}
 
 
-def simplified(graph: fx.Graph, root: torch.nn.Module) -> fx.Graph:
+def simplified(graph: fx.Graph, root: torch.nn.Module, varying: Sequence[fx.Node]) -> fx.Graph:
     """The same function with fewer operations, to be differentiated as before.
 
     Operations that change nothing are left out; numbers that are only repeated are computed once and repeated afterwards
@@ -44,148 +43,25 @@ def simplified(graph: fx.Graph, root: torch.nn.Module) -> fx.Graph:
 
     Args:
         root: where tensors that the graph names are found.
+        varying: inputs that change from call to call; what depends on the others alone costs nothing.
     """
     if any(n.target in (aten.as_strided.default, aten.as_strided_scatter.default) for n in graph.nodes):
         return graph  # what it computes hangs on how its input lies in memory
-    made = Builder(root)
+    made = builder(root, varying)
     returned = {x for n in graph.nodes if n.op == "output" for x in n.all_input_nodes}
     for n in graph.nodes:
         made.copy(n, keep=n in returned)
     return pruned(made.graph)
 
 
-def pruned(graph: fx.Graph) -> fx.Graph:
-    """The graph without nodes that nobody reads; nothing in it writes in place, and its inputs stay."""
-    graph.lint()
-    graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
-    return graph
-
-
-def value(n: fx.Node) -> Any:
-    """What a node makes, without numbers: a tensor with its shape, dtype and strides; None where it makes several."""
-    return n.meta.get("val")
-
-
-def shape_of(n: fx.Node) -> tuple[int, ...]:
-    """The shape of what a node makes."""
-    return tuple(value(n).shape)
-
-
-class Builder:
-    """A graph under construction. `emit` is asked for an operation and returns a node that has its value.
-
-    Strides are not known: views of what may lie in memory in any order are made by ``reshape``.
-    """
-
-    def __init__(self, root: torch.nn.Module) -> None:
-        self.root, self.graph = root, fx.Graph()
-        self.env: dict[fx.Node, fx.Node] = {}
-        self._known: dict[Any, fx.Node] = {}
-        self._literals: dict[fx.Node, Tensor | None] = {}
-
-    def copy(self, n: fx.Node, *, keep: bool = False) -> fx.Node:
-        """Take over a node of another graph whose arguments have been taken over; ``keep`` it apart from its argument."""
-        if n.op == "call_function" and not (keep and n.target in _SAME):
-            args, kwargs = fx.map_arg((n.args, n.kwargs), self.env.__getitem__)
-            # What makes several tensors is only looked at through them, and they know their shapes.
-            several = () if any(user.target is operator.getitem for user in n.users) else None
-            found = self.emit(n.target, *args, like=n.meta.get("val", several), **kwargs)
-        else:
-            found = self.graph.node_copy(n, self.env.__getitem__)
-            if n.op == "get_attr":
-                x = getattr(self.root, str(n.target))
-                found.meta["val"] = empty(x.shape, x.dtype) if isinstance(x, Tensor) else x
-        self.env[n] = found
-        return found
-
-    def emit(self, target: Any, *args: Any, like: Any = None, **kwargs: Any) -> fx.Node:
-        """A node that has the value of ``target(*args, **kwargs)``, whose shape and dtype are those of ``like`` if given."""
-        if like is None:
-            like = self.result(target, args, kwargs)
-        for law in _LAWS:
-            found = law(self, target, args, kwargs, like)
-            if found is not None:
-                return found
-        key = (target, *_hashable((args, kwargs)))
-        if key not in self._known:
-            n = self.graph.call_function(target, args, kwargs)
-            n.meta["val"] = like
-            self._known[key] = n
-        return self._known[key]
-
-    def result(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """What an operation makes, without numbers."""
-        args, kwargs = fx.map_arg((args, kwargs), value)
-        if _is_pointwise(target):
-            tensors = [x for x in args if isinstance(x, Tensor)]
-            dtype = (
-                torch.bool if target in _TESTS else torch.result_type(tensors[-1], args[0] if len(tensors) > 1 else 0)
-            )
-            return empty(np.broadcast_shapes(*(x.shape for x in tensors)), dtype)
-        return target(*args, **kwargs)
-
-    def literal(self, n: fx.Node) -> Tensor | None:
-        """The numbers of a node that depends on no input, if they are few."""
-        if n not in self._literals:
-            found = None
-            if n.op == "get_attr":
-                x = getattr(self.root, str(n.target))
-                found = x.detach() if isinstance(x, Tensor) and x.numel() <= LARGEST_LITERAL else None
-            elif n.op == "call_function" and isinstance(value(n), Tensor) and value(n).numel() <= LARGEST_LITERAL:
-                inputs = {x: self.literal(x) for x in n.all_input_nodes}
-                if all(x is not None for x in inputs.values()) and _is_repeatable(n.target):
-                    args, kwargs = fx.map_arg((n.args, n.kwargs), inputs.__getitem__)
-                    with torch.no_grad():
-                        found = n.target(*args, **kwargs)  # type: ignore[operator]
-            self._literals[n] = found
-        return self._literals[n]
-
-    def view(self, x: fx.Node, shape: Sequence[int]) -> fx.Node:
-        """``x`` in another shape."""
-        return self.emit(aten.reshape.default, x, list(shape), like=empty(shape, value(x).dtype))
-
-    def expand(self, x: fx.Node, shape: Sequence[int]) -> fx.Node:
-        """``x`` repeated."""
-        return self.emit(aten.expand.default, x, list(shape), like=empty(shape, value(x).dtype))
-
-    def permute(self, x: fx.Node, order: Sequence[int]) -> fx.Node:
-        """``x`` with its dimensions in another order."""
-        shape = [shape_of(x)[d] for d in order]
-        return self.emit(aten.permute.default, x, list(order), like=empty(shape, value(x).dtype))
-
-
-def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """A tensor without numbers."""
-    return torch.empty(tuple(shape), dtype=dtype, device="meta")
-
-
-def _is_repeatable(target: Any) -> bool:
-    return isinstance(target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded not in target.tags
-
-
-def _is_pointwise(target: Any) -> bool:
-    """Whether an operation makes each number from the numbers at the same place."""
-    return _is_repeatable(target) and torch.Tag.pointwise in target.tags
-
-
-def _hashable(x: Any) -> Any:
-    if isinstance(x, list | tuple):
-        return tuple(map(_hashable, x))
-    if isinstance(x, dict):
-        return tuple((k, _hashable(v)) for k, v in sorted(x.items()))
-    return (type(x), str(x)) if isinstance(x, float) else (type(x), x)
-
-
-def _is(n: Any, *targets: Any) -> bool:
-    return isinstance(n, fx.Node) and n.op == "call_function" and n.target in targets
-
-
-Law = Callable[[Builder, Any, tuple[Any, ...], dict[str, Any], Any], fx.Node | None]
+def builder(root: torch.nn.Module, varying: Sequence[fx.Node]) -> Builder:
+    """A graph under construction by these laws."""
+    return Builder(root, _LAWS, varying)
 
 
 def _same(b: Builder, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], like: Any) -> fx.Node | None:
     """Operations that change nothing; where nothing is written in place, a copy is what it is a copy of."""
-    if target in _SAME:
+    if target in SAME:
         return args[0]
     if target in _NOTHING:
         if isinstance(args[1], bool | fx.Node) or args[1] != _NOTHING[target] or kwargs:
@@ -215,12 +91,12 @@ def _shapes(b: Builder, target: Any, args: tuple[Any, ...], kwargs: dict[str, An
         x, shape = args[0], tuple(like.shape)
         if shape == shape_of(x):
             return x
-        if _is(x, aten.expand.default):
+        if calls(x, aten.expand.default):
             return b.expand(x.args[0], shape)
         return b.expand(x, shape) if shape != tuple(args[1]) or kwargs else None
     if target is aten.select.int and shape_of(args[0])[args[1]] == 1:
         return b.view(args[0], like.shape)
-    if target is aten.slice.Tensor and _is(args[0], aten.expand.default):
+    if target is aten.slice.Tensor and calls(args[0], aten.expand.default):
         inner, dim = _padded(b, args[0]), (args[1] if len(args) > 1 else 0)
         if shape_of(inner)[dim] == 1:
             return b.expand(inner, like.shape)
@@ -230,9 +106,13 @@ def _shapes(b: Builder, target: Any, args: tuple[Any, ...], kwargs: dict[str, An
 def _view(b: Builder, x: fx.Node, shape: tuple[int, ...]) -> fx.Node | None:
     if shape == shape_of(x):
         return x
-    if _is(x, aten.reshape.default):
+    if calls(x, aten.reshape.default):
         return b.view(x.args[0], shape)  # type: ignore[arg-type]
-    if _is(x, aten.expand.default):
+    if calls(x, aten.sum.dim_IntList) and len(x.args) > 2 and x.args[1] and not x.kwargs:
+        summed, before = x.args[1], shape_of(x.args[0])  # type: ignore[arg-type]
+        if shape == tuple(n for d, n in enumerate(before) if d not in summed and d - len(before) not in summed):  # type: ignore[operator]
+            return b.emit(aten.sum.dim_IntList, *x.args[:2], like=empty(shape, value(x).dtype))
+    if calls(x, aten.expand.default):
         inner = _padded(b, x)
         wide = [(full, own) for full, own in zip(shape_of(x), shape_of(inner), strict=True) if full != 1]
         if [full for full, _ in wide] == [s for s in shape if s != 1]:
@@ -246,10 +126,10 @@ def _permute(b: Builder, x: fx.Node, order: list[int], given: list[int]) -> fx.N
     wide = [d for d in order if shape[d] != 1]
     if wide == sorted(wide):
         return b.view(x, [shape[d] for d in order])
-    if _is(x, aten.permute.default):
+    if calls(x, aten.permute.default):
         before: Any = x.args[1]
         return b.permute(x.args[0], [before[d] for d in order])  # type: ignore[arg-type]
-    if _is(x, aten.expand.default):
+    if calls(x, aten.expand.default):
         return b.expand(b.permute(_padded(b, x), order), [shape[d] for d in order])
     return b.permute(x, order) if order != given else None
 
@@ -263,7 +143,7 @@ def _padded(b: Builder, expanded: fx.Node) -> fx.Node:
 
 def _repeated(b: Builder, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], like: Any) -> fx.Node | None:
     """``f(expand(x)) = expand(f(x))`` for functions of single numbers, and for reductions of other dimensions."""
-    if not any(_is(x, aten.expand.default) for x in args) or not isinstance(like, Tensor):
+    if not any(calls(x, aten.expand.default) for x in args) or not isinstance(like, Tensor):
         return None
     if target in _REDUCTIONS:
         x, dims = args[0], args[1] if len(args) > 1 and args[1] else None
@@ -274,13 +154,59 @@ def _repeated(b: Builder, target: Any, args: tuple[Any, ...], kwargs: dict[str, 
         summed = {d % len(shape_of(x)) for d in dims}
         shape = [1 if d in summed else s for d, s in enumerate(shape_of(inner)) if kept or d not in summed]
         return b.expand(b.emit(target, inner, *args[1:], like=empty(shape, like.dtype)), like.shape)
-    if not _is_pointwise(target):
+    if not is_pointwise(target):
         return None
     # Other operands have all the numbers: reading one number many times is what the operation does by itself. The rank
     # stays, since a tensor without dimensions would count as a number in type promotion.
-    narrow = tuple(_padded(b, x) if _is(x, aten.expand.default) else x for x in args)
+    narrow = tuple(_padded(b, x) if calls(x, aten.expand.default) else x for x in args)
     needed = np.broadcast_shapes(*(shape_of(x) for x in narrow if isinstance(x, fx.Node)))
     return b.expand(b.emit(target, *narrow, like=empty(needed, like.dtype), **kwargs), like.shape)
+
+
+def _narrow(b: Builder, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], like: Any) -> fx.Node | None:
+    """Dimensions of one entry that a view has added are left out, and added to the result: ``f(view(x)) = view(f(x))``."""
+    if not any(calls(x, aten.reshape.default) for x in args) or not isinstance(like, torch.Tensor):
+        return None
+    if target is aten.neg.default:
+        return None  # signs come last
+    if target is aten.sum.dim_IntList and not kwargs:
+        return _narrow_sum(b, args, like)
+    tensors = [x for x in args if isinstance(x, fx.Node)]
+    if not is_pointwise(target) or (len({value(x).dtype for x in tensors}) > 1 and target is not aten.where.self):
+        return None
+    rank, shapes = len(like.shape), [shape_of(x) for x in tensors]
+    full = [(1,) * (rank - len(shape)) + shape for shape in shapes]
+    kept = [d for d in range(rank) if any(shape[d] != 1 for shape in full)]
+    if not kept or len(kept) == rank:
+        return None
+    inside = {}
+    for x, own, wide in zip(tensors, shapes, full, strict=True):
+        shape = [wide[d] for d in kept]
+        short = shape[next((d for d, n in enumerate(shape[:-1]) if n != 1), len(shape) - 1) :]
+        same = list(own) in ([], shape, short)
+        if not same and b.moves(x) and not calls(x, aten.reshape.default):
+            return None
+        inside[x] = x if same else b.view(x, short)
+    made = b.emit(
+        target, *(inside[x] if isinstance(x, fx.Node) else x for x in args), **kwargs,
+        like=empty([like.shape[d] for d in kept], like.dtype),
+    )  # fmt: skip
+    return b.view(made, like.shape)
+
+
+def _narrow_sum(b: Builder, args: tuple[Any, ...], like: torch.Tensor) -> fx.Node | None:
+    x, keep = args[0], len(args) > 2 and bool(args[2])
+    inner = x.args[0]
+    outside, own = shape_of(x), shape_of(inner)
+    wide, places = [d for d, n in enumerate(outside) if n != 1], [d for d, n in enumerate(own) if n != 1]
+    if not args[1] or len(own) >= len(outside) or [outside[d] for d in wide] != [own[d] for d in places]:
+        return None
+    summed = [places[wide.index(d % len(outside))] for d in args[1] if outside[d] != 1]
+    if not summed:
+        return b.view(x, like.shape)
+    kept = [1 if d in summed else n for d, n in enumerate(own) if keep or d not in summed]
+    made = b.emit(aten.sum.dim_IntList, inner, summed, *([True] if keep else []), like=empty(kept, like.dtype))
+    return b.view(made, like.shape)
 
 
 def _in_order(b: Builder, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], like: Any) -> fx.Node | None:
@@ -339,4 +265,4 @@ def _shared(b: Builder, target: Any, args: tuple[Any, ...], kwargs: dict[str, An
     return None
 
 
-_LAWS: tuple[Law, ...] = (_same, _shapes, _repeated, _in_order, _shared)
+_LAWS: tuple[Law, ...] = (_same, *ARITHMETIC, _shapes, _repeated, _narrow, _in_order, _shared)

@@ -7,7 +7,8 @@ from math import prod
 import torch
 from torch import fx
 
-from symhmm.compiler.laws import Builder, empty, pruned, shape_of, value
+from symhmm.compiler.builder import Builder, empty, pruned, shape_of, value
+from symhmm.compiler.laws import builder
 from symhmm.compiler.squares import squared
 from symhmm.compiler.summands import Dims, Factor, Reader, Term, is_large_float, pays, split_dims
 from symhmm.compiler.weighted import weighted
@@ -31,7 +32,7 @@ def combined(graph: fx.Graph, root: torch.nn.Module, varying: Sequence[fx.Node])
     for n in graph.nodes:
         if any(x in moving for x in n.all_input_nodes):
             moving.add(n)
-    reader = Reader(Builder(root), moving)
+    reader = Reader(builder(root, varying), moving)
     found: dict[fx.Node, list[Term]] = {}
     absorbed: set[fx.Node] = set()
     for n in reversed(graph.nodes):
@@ -43,7 +44,7 @@ def combined(graph: fx.Graph, root: torch.nn.Module, varying: Sequence[fx.Node])
                 absorbed |= inside
     if not found:
         return graph
-    made = Builder(root)
+    made = builder(root, varying)
     for n in graph.nodes:
         if n in found:
             dims, anchor = split_dims(found[n], n), next(_fixed(found[n]))

@@ -18,10 +18,10 @@ Constants = tuple[Tensor, ...]
 # Functions of torch that take the arguments of the operator of the same name, in half the time.
 _DIRECT = {
     "abs", "add", "addcmul", "amax", "bitwise_and", "bitwise_not", "cat", "clamp", "constant_pad_nd", "cos", "cumprod",
-    "cumsum", "digamma", "div", "eq", "erf", "exp", "expm1", "flip", "gather", "ge", "gt", "le", "lgamma", "log", "log1p",
-    "logical_and", "logical_not", "logical_or", "logsumexp", "lt", "masked_fill", "mul", "ne", "neg", "ones_like", "permute",
-    "pow", "reciprocal", "relu", "reshape", "rsub", "select", "sigmoid", "sin", "sqrt", "square", "stack", "sub", "sum",
-    "tanh", "where", "xlogy", "zeros_like",
+    "cumsum", "digamma", "div", "eq", "erf", "exp", "expm1", "flip", "gather", "ge", "gt", "le", "lgamma", "log",
+    "log1p", "logical_and", "logical_not", "logical_or", "logsumexp", "lt", "masked_fill", "mm", "mul", "ne", "neg",
+    "ones_like", "permute", "pow", "reciprocal", "relu", "reshape", "rsub", "select", "sigmoid", "sin",
+    "split_with_sizes", "sqrt", "square", "stack", "sub", "sum", "tanh", "where", "xlogy", "zeros_like",
 }  # fmt: skip
 _PLAIN = {"default", "Tensor", "Scalar", "Tensor_Scalar", "Tensor_Tensor", "self", "int", "dim_IntList"}
 
@@ -92,9 +92,10 @@ def trace(
         _without_autograd(module)
     _remove_dead(module)
     _refuse_randomness(module)
-    graph = simplified(module.graph, module)
-    graph = combined(graph, module, [n for n in graph.nodes if n.op == "placeholder"][: len(values)])
-    return _split(fx.GraphModule(module, graph), len(values), single)
+    for transformed in (simplified, combined):
+        placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
+        module = fx.GraphModule(module, transformed(module.graph, module, placeholders[: len(values)]))
+    return _split(module, len(values), single)
 
 
 def _split(module: fx.GraphModule, n_values: int, single: bool) -> Step:

@@ -7,7 +7,7 @@ from math import prod
 import torch
 from torch import fx
 
-from symhmm.compiler.laws import Builder, shape_of, value
+from symhmm.compiler.builder import Builder, shape_of, value
 
 aten = torch.ops.aten
 
