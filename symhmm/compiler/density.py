@@ -22,6 +22,7 @@ from symhmm.compiler.transforms import differentiated, outside, uncollected
 from symhmm.errors import ProgramError, StructureDependsOnInput, SymhmmWarning
 from symhmm.graph import FactorGraph
 from symhmm.memory import keep_freed_memory
+from symhmm.recorder import untraced
 
 ANY_ORDER = ("scan", "sequential")  # strategies of chains that have derivatives of any order, of both modes
 
@@ -208,9 +209,10 @@ class Density(FreeValues):
     def _step(self, key: Key, make: Callable[[], Step]) -> tuple[Step, Constants]:
         steps = self.compiled.steps
         if key not in steps:
-            with uncollected(), outside():
+            with uncollected(), outside(), untraced():
                 steps[key] = make()
         if key not in self._constants:
+            # Data may be inputs of a recording that goes on here, which then holds how the constants follow from them.
             with outside():
                 self._constants[key] = steps[key].constants(self._inputs())
         return steps[key], self._constants[key]

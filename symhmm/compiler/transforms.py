@@ -9,12 +9,12 @@ from torch._C._functorch import TransformType, get_interpreter_stack
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 
-from symhmm.recorder import untraced
-
 
 @contextmanager
 def outside() -> Iterator[None]:
-    """What is made here belongs to no transform (``vmap``, ``grad``, ``make_fx``) and no inference mode of the caller.
+    """What is made here belongs to no transform (``vmap``, ``grad``) and no inference mode of the caller.
+
+    What the caller records (`symhmm.recorder.record`, ``make_fx``) is still written down.
 
     >>> def twice(x):
     ...     with outside():
@@ -24,7 +24,7 @@ def outside() -> Iterator[None]:
     >>> torch.func.vmap(twice)(torch.arange(6.0).reshape(3, 2)).shape, kept[0] + 1
     (torch.Size([3, 2]), tensor([2., 2.]))
     """
-    with temporarily_clear_interpreter_stack(), untraced(), torch.inference_mode(False):
+    with temporarily_clear_interpreter_stack(), torch.inference_mode(False):
         yield
 
 
