@@ -12,6 +12,7 @@ from symhmm.compiler.step import trace
     [
         (lambda x, y: (-x).neg() * y, 1),
         (lambda x, y: (-x) * (-y), 1),
+        (lambda x, y: -1.0 * x + y, 1),
         (lambda x, y: x + (-y), 1),
         (lambda x, y: x - (-y), 1),
         (lambda x, y: (-x) + y, 1),

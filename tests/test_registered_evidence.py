@@ -244,3 +244,21 @@ def test_an_empty_batch():
     evidence = chain_evidence(torch.zeros(2), torch.zeros(1, 2, 2), emission)
     evidence.sum().backward()
     assert evidence.shape == (0,) and emission.grad.shape == (0, 4, 2)
+
+
+def test_kernels_are_called_without_the_dispatcher_only_where_nobody_listens():
+    inputs = [torch.randn(2), torch.randn(1, 2, 2), torch.randn(40, 2)]
+    step, wanted = trace(chain_evidence, inputs, []), chain_evidence(*inputs)
+
+    def body(*values):
+        return step.body(*values, *step.constants([]))
+
+    with torch.inference_mode():
+        assert_close(body(*inputs), wanted)
+        many = torch.func.vmap(body, (0, None, None))(torch.stack([inputs[0], inputs[0] + 1]), *inputs[1:])
+        assert_close(many, torch.stack([wanted, wanted + 1]))
+        nodes = make_fx(body)(*inputs).graph.nodes
+    assert any(n.target is torch.ops.symhmm.chain_evidence.default for n in nodes)
+    free = [x.clone().requires_grad_() for x in inputs]
+    (seen,) = torch.autograd.grad(body(*free), free[0])
+    assert_close(seen, torch.autograd.grad(chain_evidence(*free), free[0])[0])

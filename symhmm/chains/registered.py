@@ -6,10 +6,13 @@ and at least one step.
 """
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _len_torch_dispatch_stack
+from torch._C._functorch import peek_interpreter_stack
 
 from symhmm.chains.layout import common_batch, device_sizes, layout_of
 from symhmm.chains.stages import Stages
@@ -20,6 +23,10 @@ from symhmm.errors import SymhmmError
 _LIBRARY = torch.library.Library("symhmm", "FRAGMENT")
 
 
+# Of every operator a function that does the same, without torch's dispatcher where nobody listens.
+DIRECT: dict[Any, Callable[..., Any]] = {}
+
+
 def cpu_operator(function: Callable[..., Any]) -> Any:
     """The operator ``symhmm::<name of the function>`` with the function as its kernel for CPU.
 
@@ -27,6 +34,17 @@ def cpu_operator(function: Callable[..., Any]) -> Any:
     """
     made = torch.library.custom_op(f"symhmm::{function.__name__}", function, mutates_args=(), device_types=())
     _LIBRARY.impl(function.__name__, function, "CPU")
+    operator = made._opoverload
+
+    @wraps(function)
+    def direct(*args: Any) -> Any:
+        # Neither derivatives, nor transforms, nor tracers: a call through the dispatcher takes as long as a pass over 100 steps.
+        alone = (
+            torch.is_inference_mode_enabled() and peek_interpreter_stack() is None and not _len_torch_dispatch_stack()
+        )
+        return function(*args) if alone and args[0].is_cpu else operator(*args)
+
+    DIRECT[operator] = direct
     return made
 
 

@@ -88,6 +88,13 @@ def _signs(b: Builder, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any
         if calls(x, aten.sub.Tensor) and not x.kwargs and all(isinstance(y, fx.Node) for y in x.args):
             return b.emit(aten.sub.Tensor, x.args[1], x.args[0], like=like)
         return None
+    if (
+        target is aten.mul.Tensor
+        and args[1] == -1
+        and not isinstance(args[1], fx.Node)
+        and like.dtype.is_floating_point
+    ):
+        return b.emit(aten.neg.default, args[0], like=like) if value(args[0]).dtype == like.dtype else None
     if not any(negative(x) for x in args):
         return None
     x, *rest = args

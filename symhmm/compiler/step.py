@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.passes.tools_common import legalize_graph
 
+from symhmm.chains.registered import DIRECT
 from symhmm.compiler.laws import simplified
 from symhmm.compiler.linear import combined
 from symhmm.errors import ProgramError
@@ -136,7 +137,7 @@ def _direct(target: Any) -> Any:
     if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
         name = target.overloadpacket.__name__
         return getattr(torch, name) if name in _DIRECT and target._overloadname in _PLAIN else target
-    return target
+    return DIRECT.get(target, target)
 
 
 def _module(root: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
