@@ -1,19 +1,23 @@
 """Tied and ordered values: against the program written with one value in the first place, in values, errors and counts."""
 
 import closed_forms as cf
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs_em import lumps, touching
+from programs_em import lumps, plain_hmm, touching
 from torch.distributions import constraints
 
 from symhmm.compiler.density import compile
 from symhmm.errors import FitError
 from symhmm.fitting import fit
 from symhmm.infer import em, mle
+from symhmm.infer.pooled import Search, starts
 from symhmm.infer.restrict import Restriction
+from symhmm.infer.starts import units
 from symhmm.infer.target import target
+from symhmm.infer.warm import warm_start
 
 DRIVERS = pytest.mark.parametrize("method", ["mle", "em"])
 
@@ -70,6 +74,40 @@ def test_ordered_locations_increase_whatever_the_start(method):
     assert ordered.estimate.counts == free.estimate.counts
     errors = free.standard_errors["loc"].flip(0)
     torch.testing.assert_close(ordered.standard_errors["loc"], errors, rtol=1e-2, atol=0)
+
+
+def test_ordered_values_start_as_far_apart_as_the_data():
+    """Whatever lies between them where the program starts: all of its states start at zero, the data at 500."""
+    y = 500.0 + 100.0 * torch.randn(20, 50, generator=cf.generator(0), dtype=cf.REAL)
+    density = compile(plain_hmm, y)
+    for seed in range(3):
+        goal = target(density, {}, "mle", order="loc")
+        found = starts(goal, Search(seed=seed))
+        for u in found.points:
+            loc = goal.values(goal.embed(torch.from_numpy(u)))["loc"]
+            assert bool((loc.diff() > 0).all())
+            assert 20.0 < loc[-1] - loc[0] < 600.0
+            assert 300.0 < loc.mean() < 700.0
+        assert found.scale.shape == (goal.size,)
+
+
+def test_tied_values_start_tied_and_warm_starts_keep_to_restrictions():
+    goal = target(compile(lumps, touching()), {}, "mle", tie=[("scale[0]", "scale[1]")])
+    for u in starts(goal, Search()).points:
+        scale = goal.values(goal.embed(torch.from_numpy(u)))["scale"]
+        assert scale[0] == scale[1]
+    goal = target(compile(lumps, touching()), {}, "nuts", order="loc")
+    warm, ascents, _ = warm_start(goal, seed=0, restarts=3)
+    assert len(ascents) == 3
+    assert bool((goal.density.unpack(warm.start)["loc"].diff() > 0).all())
+
+
+def test_the_length_of_a_logarithm_is_at_most_one():
+    goal = target(compile(lumps, touching()), {}, "mle", order="loc")
+    found = units(goal, np.full(goal.size, 5.0))
+    name = [next(e.name for e in goal.entries if e.start <= i < e.stop) for i in goal.moved.tolist()]
+    assert found[[i for i, n in enumerate(name) if n == "loc"]].tolist() == [5.0, 1.0]
+    assert found[[i for i, n in enumerate(name) if n != "loc"]].max() == 1.0
 
 
 def test_an_order_that_the_data_contradict_ends_at_its_edge():

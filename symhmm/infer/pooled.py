@@ -5,7 +5,7 @@ everything as soon as a climb begins, and the others are never used again. The f
 everything is found in a few steps from anywhere, and tells the scale of the data; states are told apart around it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from symhmm.compiler.density import Density
 from symhmm.infer.closed_forms import Along, Forms, find
 from symhmm.infer.expectation import Expectation, expectation
 from symhmm.infer.information import count_observations
-from symhmm.infer.starts import bounded_scales, draw_starts, jitter_sizes, scales
+from symhmm.infer.starts import bounded_scales, draw_starts, jitter_sizes, scales, unrestricted
 from symhmm.infer.target import Array, Target
 
 MOST = 600  # coordinates beyond which the M-step is left to L-BFGS
@@ -58,43 +58,61 @@ class Starts:
 def starts(goal: Target, search: Search) -> Starts:
     """Starting points around the program's own start, or around the pooled fit where that explains the data better.
 
-    As many as there are restarts. Around its own start, the first is the program's own, hardly moved.
+    As many as there are restarts. Around its own start, the first is the program's own, hardly moved. What is tied or ordered
+    is drawn as if it were not, and then tied or put in order.
     """
     count = 0
 
-    def evaluate(x: Array) -> tuple[float, Array]:
+    def counted(at: Target) -> Callable[[Array], tuple[float, Array]]:
+        def evaluate(x: Array) -> tuple[float, Array]:
+            nonlocal count
+            count += 1
+            return at.evaluate(x)
+
+        return evaluate
+
+    def value(at: Target, x: Array) -> float:
         nonlocal count
         count += 1
-        return goal.evaluate(x)
+        return _value(at, x)
 
-    def value(x: Array) -> float:
-        nonlocal count
-        count += 1
-        return _value(goal, x)
-
-    sizes = jitter_sizes(goal, search.jitter)
-    n, own, origin = max(count_observations(goal.density), 1), True, goal.x
-    forms, found = Forms(goal.size, (), np.arange(goal.size)), None
-    # A density with effects integrated out is no product of factors.
-    if isinstance(goal.density, Density) and goal.size <= MOST:
-        shared = _averaged(expectation(goal, goal.x))
-        if np.isfinite(shared.gradient).all() and np.isfinite(shared.expected.value.item()):
-            # Whether a block has a form may depend on the numbers that are held.
-            held = tuple(tuple(v.flatten().tolist()) for v in goal.fixed.values())
-            forms = goal.density.compiled.once(("forms", held, goal.key), lambda: _forms(shared, n, search.seed))
-            found = shared
+    free, kept = unrestricted(goal)
+    sizes = jitter_sizes(free, search.jitter)
+    n, own, origin = max(count_observations(goal.density), 1), True, free.x
+    found, forms = _formed(free, origin, n, search.seed)
     if found is None:
-        scale = scales(evaluate, origin, n)
+        scale = scales(counted(free), origin, n)
     else:
         if goal.density.graph.variables and not (
             search.keep or isinstance(search.jitter, Mapping) or search.jitter == 0
         ):
             pooled = _pooled(found, forms)
-            if value(pooled.u) > value(origin) and pooled.u is not found.u:
+            if value(free, pooled.u) > value(free, origin) and pooled.u is not found.u:
                 own, origin, found = False, pooled.u, pooled
         scale = bounded_scales(_size(found, forms), origin, n)
-    points = draw_starts(value, origin, scale * sizes, search.restarts, seed=search.seed, screen=search.screen, own=own)
-    return Starts(tuple(points), scale, forms, count)
+    drawn = draw_starts(
+        lambda x: value(goal, kept(x)), origin, scale * sizes, search.restarts,
+        seed=search.seed, screen=search.screen, own=own,
+    )  # fmt: skip
+    if free is not goal:
+        found, forms = _formed(goal, kept(origin), n, search.seed)
+        scale = (
+            scales(counted(goal), kept(origin), n) if found is None else bounded_scales(_size(found, forms), found.u, n)
+        )
+    return Starts(tuple(kept(x) for x in drawn), scale, forms, count)
+
+
+def _formed(goal: Target, x: Array, n_observations: int, seed: int) -> tuple[Expectation | None, Forms]:
+    """The expectation at ``x`` with weights shared equally, None where it is of no use, and closed forms of the M-step."""
+    # A density with effects integrated out is no product of factors.
+    if isinstance(goal.density, Density) and goal.size <= MOST:
+        shared = _averaged(expectation(goal, x))
+        if np.isfinite(shared.gradient).all() and np.isfinite(shared.expected.value.item()):
+            # Whether a block has a form may depend on the numbers that are held.
+            held = tuple(tuple(v.flatten().tolist()) for v in goal.fixed.values())
+            key = ("forms", held, goal.key)
+            return shared, goal.density.compiled.once(key, lambda: _forms(shared, n_observations, seed))
+    return None, Forms(goal.size, (), np.arange(goal.size))
 
 
 def _value(goal: Target, x: Array) -> float:

@@ -1,8 +1,10 @@
 """Starts: seeded jitter in the unconstrained space on the scale of the data, screened by the density itself."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
+import torch
 from torch.distributions import constraints
 
 from symhmm.errors import FitError
@@ -65,13 +67,27 @@ def jitter_sizes(goal: Target, jitter: float | Mapping[str, float]) -> Array:
     return np.array([place[i] for i in goal.moved.tolist()])
 
 
+def unrestricted(goal: Target) -> tuple[Target, Callable[[Array], Array]]:
+    """The target without what is tied or ordered, and from each of its points the coordinates of ``goal`` nearby.
+
+    Starts are drawn there: the steps between ordered values say nothing of how far apart the data are, and values that are
+    drawn and then put in order are as good a start as without an order.
+    """
+    limits = goal.restriction
+    if limits is None:
+        return goal, lambda x: x
+    return replace(goal, restriction=None), lambda x: limits.inverse(torch.from_numpy(x)).numpy()
+
+
 def units(goal: Target, scale: Array) -> Array:
     """Lengths in which a climb takes its first steps: the scale, at most one where a logarithm or a logit is moved.
 
     A weakly determined logarithm has a large scale at the start and none of it later.
     """
     real = {i for e in goal.entries if e.constraint is constraints.real for i in range(e.start, e.stop)}
-    return np.array([s if i in real else min(s, 1.0) for i, s in zip(goal.moved.tolist(), scale, strict=True)])
+    steps = set() if goal.restriction is None else {int(k) for c in goal.restriction.chains for k in c[1:]}
+    wide = [i in real and k not in steps for k, i in enumerate(goal.moved.tolist())]
+    return np.where(wide, scale, np.minimum(scale, 1.0))
 
 
 def draw_starts(

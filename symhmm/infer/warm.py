@@ -9,7 +9,7 @@ from torch import Tensor
 from symhmm.infer.guide import Block
 from symhmm.infer.information import count_observations
 from symhmm.infer.lbfgs import Ascent, ascend
-from symhmm.infer.starts import draw_starts, scales
+from symhmm.infer.starts import draw_starts, scales, unrestricted
 from symhmm.infer.target import Array, Target
 
 ENOUGH = 200  # gradients per start: the neighbourhood is wanted, not the optimum
@@ -39,12 +39,13 @@ def warm_start(goal: Target, *, seed: int, restarts: int) -> tuple[Target, list[
     """
     random = {e.name for e in goal.entries if e.plates}
     held = goal.holding(random | hyperparameters(goal, random))
+    free, kept = unrestricted(held)
     count = 0
 
-    def evaluate(x: Array) -> tuple[float, Array]:
+    def evaluate(x: Array, at: Target = held) -> tuple[float, Array]:
         nonlocal count
         count += 1
-        return held.evaluate(x)
+        return at.evaluate(x)
 
     if held.size == 0:
         value, gradient = goal.evaluate(goal.x)
@@ -56,9 +57,9 @@ def warm_start(goal: Target, *, seed: int, restarts: int) -> tuple[Target, list[
         return goal.at(held.embed(torch.from_numpy(found.x).to(goal.start.dtype)))
 
     try:
-        scale = scales(evaluate, held.x, max(count_observations(goal.density), 1))
-        for s in draw_starts(lambda x: evaluate(x)[0], held.x, scale, restarts, seed=seed):
-            ascents.append(ascend(evaluate, s, tolerance=1e-2, max_evaluations=ENOUGH))
+        scale = scales(lambda x: evaluate(x, free), free.x, max(count_observations(goal.density), 1))
+        for s in draw_starts(lambda x: evaluate(kept(x))[0], free.x, scale, restarts, seed=seed):
+            ascents.append(ascend(evaluate, kept(s), tolerance=1e-2, max_evaluations=ENOUGH))
             if ascents[-1].interrupted:
                 raise KeyboardInterrupt
     except KeyboardInterrupt as error:
