@@ -1,6 +1,6 @@
 """Laws of arithmetic for traced graphs: signs, numbers that are the same everywhere, and quotients that are made anyway.
 
-Negation and multiplication by one are exact, so that nothing is rounded otherwise than before.
+Negation, and multiplication by one and by two, are exact, so that next to nothing is rounded otherwise than before.
 """
 
 from typing import Any
@@ -129,6 +129,29 @@ def _sum_of_signs(b: Builder, minus: bool, x: fx.Node, y: fx.Node, like: Any) ->
     return b.emit(aten.sub.Tensor, *(inside if signs[0] > 0 else inside[::-1]), like=like)
 
 
+def _factors(b: Builder, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], like: Any) -> fx.Node | None:
+    """The number by which the derivative of a power is multiplied (``mul.Scalar``) is taken last, as signs are."""
+    if kwargs or not isinstance(like, torch.Tensor) or not like.dtype.is_floating_point or not _few(like):
+        return None
+    scaled = [x for x in args if calls(x, aten.mul.Scalar) and value(x).dtype == like.dtype]
+    if not scaled:
+        return None
+    number: Any = scaled[0].args[1]
+    inside = [x.args[0] if x in scaled else x for x in args]
+    if target in (aten.mul.Tensor, aten.mul.Scalar):
+        if len(scaled) == 2:
+            number = number * scaled[1].args[1]
+        elif not isinstance(args[1], fx.Node):
+            return b.emit(aten.mul.Scalar, inside[0], number * args[1], like=like)
+        target = aten.mul.Tensor
+    elif target in (aten.add.Tensor, aten.sub.Tensor):
+        if len(scaled) < 2 or number != scaled[1].args[1]:
+            return None
+    elif target not in _ODD:
+        return None
+    return b.emit(aten.mul.Scalar, b.emit(target, *inside, like=like), number, like=like)
+
+
 def _few(like: Any) -> bool:
     return bool(like.numel() <= FEW)
 
@@ -165,4 +188,4 @@ def _inside(b: Builder, target: Any, args: tuple[Any, ...], kwargs: dict[str, An
     return b.emit(aten.eq.Tensor, cut, x, like=like)
 
 
-ARITHMETIC: tuple[Law, ...] = (_constant, _ones, _signs, _quotients, _inside)
+ARITHMETIC: tuple[Law, ...] = (_constant, _ones, _signs, _factors, _quotients, _inside)

@@ -167,8 +167,8 @@ def _narrow(b: Builder, target: Any, args: tuple[Any, ...], kwargs: dict[str, An
     """Dimensions of one entry that a view has added are left out, and added to the result: ``f(view(x)) = view(f(x))``."""
     if not any(calls(x, aten.reshape.default) for x in args) or not isinstance(like, torch.Tensor):
         return None
-    if target is aten.neg.default:
-        return None  # signs come last
+    if target in (aten.neg.default, aten.mul.Scalar):
+        return None  # signs and factors come last
     if target is aten.sum.dim_IntList and not kwargs:
         return _narrow_sum(b, args, like)
     tensors = [x for x in args if isinstance(x, fx.Node)]
