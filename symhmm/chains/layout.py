@@ -7,6 +7,8 @@ from math import ceil, prod
 import torch
 from torch import Tensor
 
+from symhmm.memory import empty_strided
+
 VECTOR_BYTES = 64
 
 
@@ -61,13 +63,17 @@ class Layout:
 
     def messages(self, like: Tensor) -> Tensor:
         """Empty (*batch, blocks, steps + 1, S); in memory the lanes are innermost."""
-        size, stride = self._strided[0]
-        return like.new_empty(self.entries[0]).as_strided(size, stride)
+        return self._empty(0, like)
 
     def scales(self, like: Tensor) -> Tensor:
         """Empty (*batch, blocks, steps)."""
-        size, stride = self._strided[1]
-        return like.new_empty(self.entries[1]).as_strided(size, stride)
+        return self._empty(1, like)
+
+    def _empty(self, which: int, like: Tensor) -> Tensor:
+        entries = (self.entries[which],)
+        if type(like) is Tensor and like.device.type == "cpu":
+            return empty_strided(entries, (1,), like.dtype).as_strided(*self._strided[which])
+        return like.new_empty(entries).as_strided(*self._strided[which])  # a fake twin, or on another device
 
     def links(self, like: Tensor) -> Tensor:
         """Empty (*batch, blocks - 1, S, S): probability of the state after a block given the state before it."""

@@ -12,6 +12,7 @@ from symhmm.chains.registered import DIRECT
 from symhmm.compiler.laws import simplified
 from symhmm.compiler.linear import combined
 from symhmm.errors import ProgramError
+from symhmm.memory import release_freed_memory
 from symhmm.recorder import record
 
 Constants = tuple[Tensor, ...]
@@ -96,6 +97,7 @@ def trace(
     for transformed in (simplified, combined):
         placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
         module = fx.GraphModule(module, transformed(module.graph, module, placeholders[: len(values)]))
+    release_freed_memory()  # what the recorded run has made
     return _split(module, len(values), single)
 
 
