@@ -143,18 +143,19 @@ def test_a_support_without_a_volume_is_named():
         require_volumes(goal)
 
 
+def switching(y):
+    """A program with steps."""
+    loc = pyro.sample("loc", dist.Normal(torch.tensor([-1.0, 1.0], dtype=y.dtype), 1.0).to_event(1))
+    rows = torch.tensor([[0.8, 0.2], [0.3, 0.7]], dtype=y.dtype)
+    with pyro.plate("n", y.shape[1], dim=-1):
+        z = 0
+        for t in pyro.markov(range(len(y))):
+            z = pyro.sample(f"z_{t}", dist.Categorical(rows[z]))
+            pyro.sample(f"y_{t}", dist.Normal(loc[z], 1.0), obs=y[t])
+
+
 def test_other_data_of_a_shape_are_read_by_one_capture():
-    """Of a program with steps, whose terms are sums of functions of the data that are made once for each data set."""
-
-    def switching(y):
-        loc = pyro.sample("loc", dist.Normal(torch.tensor([-1.0, 1.0], dtype=y.dtype), 1.0).to_event(1))
-        rows = torch.tensor([[0.8, 0.2], [0.3, 0.7]], dtype=y.dtype)
-        with pyro.plate("n", y.shape[1], dim=-1):
-            z = 0
-            for t in pyro.markov(range(len(y))):
-                z = pyro.sample(f"z_{t}", dist.Categorical(rows[z]))
-                pyro.sample(f"y_{t}", dist.Normal(loc[z], 1.0), obs=y[t])
-
+    """Terms are sums of functions of the data that are made once for each data set."""
     y = torch.linspace(-2.0, 3.0, 4000, dtype=torch.float64).reshape(400, 10)
     x = torch.tensor([-0.5, 0.7], dtype=torch.float64)
     for data in (y, y.flip(0) + 1.0, y.square()):
@@ -165,3 +166,17 @@ def test_other_data_of_a_shape_are_read_by_one_capture():
         assert value == pytest.approx(wanted.item(), rel=1e-12)
         assert torch.allclose(torch.from_numpy(gradient), slope, rtol=1e-10)
     assert len([k for k in goal.density.compiled.kept if k[0] == "nuts"]) == 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, where its compiler is imported
+def test_a_compiler_takes_the_step_whole(monkeypatch):
+    """What inductor is given has no part that only Python can run."""
+    own = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: own(f, backend="eager", **options))
+    y = torch.linspace(-2.0, 3.0, 4000, dtype=torch.float64).reshape(400, 10)
+    goal = target(symhmm.compile(switching, y), {}, "nuts")
+    x = torch.tensor([-0.5, 0.7], dtype=torch.float64)
+    value, gradient = Moving(goal, noncentred(goal, False), native=True)(x.numpy())
+    wanted, slope = goal.density.value_and_grad(x)
+    assert value == pytest.approx(wanted.item(), rel=1e-12)
+    assert torch.allclose(torch.from_numpy(gradient), slope, rtol=1e-10)
