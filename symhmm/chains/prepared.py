@@ -1,5 +1,6 @@
 """What all calls of the CPU operator share whose tensors have the same sizes and strides: worked out once."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 from symhmm.chains.layout import Layout, common_batch, layout_of
 from symhmm.chains.places import LIKE, Array, Places, idle, places
 from symhmm.chains.sizes import lane_kernel
+from symhmm.memory import LARGE, empty_strided
 
 Sizes = tuple[torch.Size, ...]
 Strides = tuple[tuple[int, ...], ...]
@@ -56,10 +58,11 @@ class Prepared:
 
     @cached_property
     def _kept(self) -> tuple[list[tuple[Any, Any]], bool]:
-        """Sizes and strides of `kept`, and whether they say how much memory that is: no lane is left empty."""
+        """Sizes and strides of `kept`, and whether torch may make them: no lane is left empty, and they are not large."""
         like = torch.empty(0, dtype=self.dtype)
         made = self.layout.messages(like), self.layout.scales(like), self.layout.links(like)
-        return [(x.size(), x.stride()) for x in made], self.layout.padded == self.layout.lanes
+        small = self.layout.entries[0] * self.dtype.itemsize < LARGE
+        return [(x.size(), x.stride()) for x in made], small and self.layout.padded == self.layout.lanes
 
     @cached_property
     def like(self) -> Any:
@@ -182,11 +185,16 @@ class Gradient:
     def parts(self, count: int) -> tuple[Tensor, Tensor, int]:
         """The gradient, and memory in which it is written: its own, or (parts, numbers) one for each of ``count`` parts of
         the work that would add to the same numbers; and the bytes from each to the next."""
-        gradient = torch.empty_strided(self.size, self.stride, dtype=self.dtype)
+        gradient = self._empty(self.size, self.stride, dtype=self.dtype)
         if count == 1 or not self.crossed:
             return gradient, gradient.zero_() if self.zeroed else gradient, 0
         entries = self.size.numel()
         return gradient, torch.zeros((count, entries), dtype=self.dtype), entries * self.dtype.itemsize
+
+    @cached_property
+    def _empty(self) -> Callable[..., Tensor]:
+        # Torch's own is faster by the time of a pass over fifty steps.
+        return empty_strided if self.size.numel() * self.dtype.itemsize >= LARGE else torch.empty_strided
 
     def total(self, gradient: Tensor, written: Tensor) -> Tensor:
         """The gradient with what the parts of the work have added up."""
