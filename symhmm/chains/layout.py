@@ -10,6 +10,7 @@ from torch import Tensor
 from symhmm.memory import empty_strided
 
 VECTOR_BYTES = 64
+ALONE = 2**15  # steps in all chains below which one thread does all the work
 
 
 @dataclass(frozen=True)
@@ -121,11 +122,12 @@ def layout_of(
     """
     width = VECTOR_BYTES // dtype.itemsize
     chains = prod(batch)
+    cores = 1 if chains * length < ALONE else 2
 
     def cost(blocks: int) -> float:
-        # Two recursions over the blocks and one over the columns of their products, on at least two cores.
+        # Two recursions over the blocks and one over the columns of their products.
         lanes = [chains * blocks] * 2 + ([chains * blocks * states] if blocks > 1 else [])
-        return ceil(length / blocks) * sum(ceil(n / (2 * width)) for n in lanes) + 0.2 * chains * blocks * states**2
+        return ceil(length / blocks) * sum(ceil(n / (cores * width)) for n in lanes) + 0.2 * chains * blocks * states**2
 
     choices = [1] if chains == 0 else [p for p in (1, 2, 4, 8, 16, 32) if p == 1 or length >= 8 * p]
     return Layout(batch, length, states, width, blocks or min(choices, key=cost))
