@@ -3,7 +3,7 @@
 import ctypes
 import os
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -53,10 +53,15 @@ def empty_strided(size: Sequence[int], stride: Sequence[int], dtype: torch.dtype
     >>> empty_strided((2, 3), (3, 1), torch.float32).shape
     torch.Size([2, 3])
     """
-    entries = 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if all(size) else 0
-    count = entries * dtype.itemsize
+    count = _extent(tuple(size), tuple(stride)) * dtype.itemsize
     if count < LARGE:
         return torch.empty_strided(size, stride, dtype=dtype)
     memory = np.empty(count + ALIGNED, np.uint8)
     first = -memory.ctypes.data % ALIGNED
     return torch.from_numpy(memory[first : first + count]).view(dtype).as_strided(size, stride)
+
+
+@lru_cache(maxsize=256)
+def _extent(size: tuple[int, ...], stride: tuple[int, ...]) -> int:
+    """Numbers from the first to the last of a tensor."""
+    return 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if 0 not in size else 0

@@ -29,10 +29,11 @@ def _close(states, like, initial_at, starts, stride, message_at, evidence_at):  
             peak = 0.0
         total = 0.0
         for s in range(states):
-            total += np.exp(initial[starts[b] + s * stride] + np.float64(message[b * states + s]) - peak)
+            share = np.exp(initial[starts[b] + s * stride] + np.float64(message[b * states + s]) - peak)
+            message[b * states + s] = share
+            total += share
         for s in range(states):
-            x = initial[starts[b] + s * stride] + np.float64(message[b * states + s])
-            message[b * states + s] = np.exp(x - peak) / total
+            message[b * states + s] /= total
         evidence[b] = peak + np.log(total)
 
 

@@ -18,7 +18,7 @@ import torch
 
 Task = Callable[[], None]
 
-SMALL = 100e-6  # seconds of work below which a second thread costs more than it saves
+SMALL = 150e-6  # seconds of work below which a second thread costs more than it saves
 
 MANY = 4  # threads of torch for each task beyond which most would come for nothing
 LATE = 1e-3  # seconds beyond its share of the work after which a thread counts as held up by another program
