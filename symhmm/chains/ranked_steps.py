@@ -5,10 +5,10 @@
 
 import numpy as np
 
-from symhmm.chains.jit import inner, kernel
+from symhmm.chains.jit import kernel
 
 
-@inner
+@kernel
 def _arrivals(e, after, to, size, arrival):
     """The best sums of an emission's scores and of what follows, for each state that can be next: (size, k), sorted."""
     count, ranks = arrival.shape[1], e.shape[1]

@@ -67,12 +67,14 @@ def _lost(flow, a, states, total, transition, at, place, emission, e, e_to, stag
     for k in range(stages - 1, -1, -1):
         h = k * HEAD
         rows = t[h + ROWS]
-        further[: t[h + INPUTS]] = False
+        for i in range(t[h + INPUTS]):
+            further[i] = False
         for o in range(t[h + SUMS]):
             if reached[o]:
                 for i in range(t[rows + o], t[rows + o + 1], 2):
                     further[t[i]] |= transition[at + place[t[i + 1]]] > -np.inf
-        reached[: t[h + INPUTS]] = further[: t[h + INPUTS]]
+        for i in range(t[h + INPUTS]):
+            reached[i] = further[i]
     doubtful = False
     for s in range(states):
         doubtful |= reached[s] and emission[e + s * e_to] > -np.inf and not flow[0, s] >= least

@@ -169,16 +169,17 @@ def recentre(state: State, *, draws: int, grid: int, seed: int) -> State:
 
 
 def _settled(goal: Target, evaluate: Evaluate, ascent: Ascent, tolerance: float) -> Ascent:
-    """The ascent with small spreads moved to zero where this costs nothing.
+    """The ascent with small spreads moved to where they count as zero, if this costs nothing.
 
-    Towards a spread of zero the marginal becomes flat, so that a climb may end anywhere before it.
+    Towards a spread of zero the marginal becomes flat, so that a climb may end anywhere: before it, or so close to it that
+    what lies between the effects is lost to rounding.
     """
     positive = {i for e in goal.entries if support(e.constraint) == "positive" for i in range(e.start, e.stop)}
     ordered = set() if goal.restriction is None else {int(k) for c in goal.restriction.chains for k in c}
     for k, position in enumerate(goal.moved.tolist()):
-        if position in positive and k not in ordered and log(EDGE) < ascent.x[k] < log(SMALL):
+        if position in positive and k not in ordered and ascent.x[k] < log(SMALL):
             x = ascent.x.copy()
-            x[k] = log(EDGE / 10)
+            x[k] = log(EDGE / 2)
             value, gradient = evaluate(x)
             if value >= ascent.value - tolerance and np.isfinite(gradient).all():
                 ascent = replace(ascent, x=x, value=value, gradient=gradient, trace=[*ascent.trace, value])
