@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from symhmm.compiler.arithmetic import ARITHMETIC
+from symhmm.compiler.arithmetic import ARITHMETIC, FEW
 from symhmm.compiler.builder import SAME, Builder, Law, calls, empty, is_pointwise, pruned, shape_of, value
 
 aten = torch.ops.aten
@@ -164,7 +164,10 @@ def _repeated(b: Builder, target: Any, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def _narrow(b: Builder, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], like: Any) -> fx.Node | None:
-    """Dimensions of one entry that a view has added are left out, and added to the result: ``f(view(x)) = view(f(x))``."""
+    """Dimensions of one entry that a view has added are left out, and added to the result: ``f(view(x)) = view(f(x))``.
+
+    Another view may be needed for that where there are so many numbers that sums of them are worth more.
+    """
     if not any(calls(x, aten.reshape.default) for x in args) or not isinstance(like, torch.Tensor):
         return None
     if target in (aten.neg.default, aten.mul.Scalar):
@@ -184,7 +187,7 @@ def _narrow(b: Builder, target: Any, args: tuple[Any, ...], kwargs: dict[str, An
         shape = [wide[d] for d in kept]
         short = shape[next((d for d, n in enumerate(shape[:-1]) if n != 1), len(shape) - 1) :]
         same = list(own) in ([], shape, short)
-        if not same and b.moves(x) and not calls(x, aten.reshape.default):
+        if not same and b.moves(x) and not calls(x, aten.reshape.default) and like.numel() <= FEW:
             return None
         inside[x] = x if same else b.view(x, short)
     made = b.emit(
