@@ -111,3 +111,11 @@ def test_infinite_weights_count_nothing_where_rows_are_zero(columns):
     wanted = plain(*finite, rows)
     wanted[:, 2, : columns // 2] = values[1][:, 2, None].sign() * torch.inf
     assert_close(seen, wanted)
+
+
+def test_gradients_lie_in_memory_as_their_fake_twins_do():
+    values, rows = inputs()
+    weight = torch.ones(B, K, R, dtype=torch.float64)
+    args = weight, values[1], values[2], rows, torch.tensor(True)
+    torch.library.opcheck(torch.ops.symhmm.squared.default, (*values, *args[3:]), test_utils="test_faketensor")
+    torch.library.opcheck(torch.ops.symhmm.squared_backward.default, args, test_utils="test_faketensor")

@@ -40,10 +40,7 @@ def cpu_operator(function: Callable[..., Any]) -> Any:
     def direct(*args: Any) -> Any:
         # Neither derivatives, nor transforms, nor tracers: a call through the dispatcher takes as long as a pass over 100 steps.
         alone = (
-            not torch.compiler.is_compiling()  # first, since a compiler of the step stumbles over the next question
-            and torch.is_inference_mode_enabled()
-            and peek_interpreter_stack() is None
-            and not _len_torch_dispatch_stack()
+            torch.is_inference_mode_enabled() and peek_interpreter_stack() is None and not _len_torch_dispatch_stack()
         )
         return function(*args) if alone and args[0].is_cpu else operator(*args)
 

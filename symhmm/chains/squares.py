@@ -20,7 +20,8 @@ def forward(before: Tensor, scale: Tensor, weights: Tensor, rows: Tensor) -> Ten
     sizes = groups, _, size, columns = _sizes(weights, rows)
     out = rows.new_empty(groups, size, columns)
     inputs = [x.contiguous() for x in (before, scale, weights, rows)]
-    addresses = (inputs[0].data_ptr(), int(before.shape[2] > 1), *(x.data_ptr() for x in (*inputs[1:], out)))
+    first, *others = [x.data_ptr() for x in (*inputs, out)]
+    addresses = first, int(before.shape[2] > 1), *others
     run([partial(add_squares, *part, sizes, LIKE[rows.dtype], *addresses) for part in _parts(sizes)])
     return out
 
@@ -41,7 +42,8 @@ def backward(gradient: Tensor, weights: Tensor, rows: Tensor) -> tuple[Tensor, T
         ]
     )
     total = torch.from_numpy(sums.sum((0, -1))).to(rows.dtype)
-    return total[..., :1], total[..., 1], total[..., 2:].mT
+    # Without gaps, as the fake twin of the operator has them.
+    return total[..., :1].contiguous(), total[..., 1].contiguous(), total[..., 2:].mT.contiguous()
 
 
 def _sizes(weights: Tensor, rows: Tensor) -> tuple[int, int, int, int]:

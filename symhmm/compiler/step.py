@@ -51,6 +51,16 @@ class Step:
         # Only as copies may they take part in derivatives again.
         return out.clone() if isinstance(out, Tensor) else tuple(x.clone() for x in out)
 
+    def native(self) -> Callable[..., Any]:
+        """The body as machine code of torch's compiler, made at its first call, for inputs of the shapes of that call."""
+        operators = {direct: operator for operator, direct in DIRECT.items()}
+        graph = fx.Graph()
+        graph.output(graph.graph_copy(self.body.graph, {}))
+        for n in graph.nodes:
+            if n.op == "call_function":  # operators, which the compiler knows, in place of what asks who listens
+                n.target = operators.get(n.target, n.target)
+        return torch.compile(fx.GraphModule(self.body, graph), fullgraph=True, dynamic=False)
+
     @property
     def nodes(self) -> int:
         """Operations per replay."""

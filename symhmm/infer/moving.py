@@ -52,7 +52,7 @@ def _replay(goal: Target, coordinates: Coordinates, native: bool) -> Replay:
     def make() -> tuple[Step, Replay]:
         example = (goal.coordinates(goal.start), *coordinates.constants)
         step = trace(gradient, example, data, gradients=True)
-        return step, torch.compile(step.body, fullgraph=True, dynamic=False) if native else step.body
+        return step, step.native() if native else step.body
 
     # What is held at given values, tied or ordered is written into the capture, which then serves this fit alone.
     own = bool(goal.fixed) or goal.restriction is not None
