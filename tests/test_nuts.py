@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from interrupts import stopped_at
 from torch.distributions import constraints
 
 import symhmm
@@ -139,19 +140,11 @@ def test_ctrl_c_returns_the_draws_so_far(density):
 
 def interrupted(monkeypatch, density, when, what=KeyboardInterrupt):
     """A run in which the density raises ``what`` at its evaluation number ``when``, and the number of evaluations."""
-    count, evaluate = 0, nuts.Moving.__call__
 
-    def counted(self, x):
-        nonlocal count
-        count += 1
-        if count == when:
-            raise what
-        return evaluate(self, x)
+    def short():
+        return run(density, chains=2, draws=40, tune=20, restarts=1, seed=1, max_depth=4)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(nuts.Moving, "__call__", counted)
-        found = run(density, chains=2, draws=40, tune=20, restarts=1, seed=1, max_depth=4)
-    return found, count
+    return stopped_at(monkeypatch, nuts.Moving, "__call__", when, short, what)
 
 
 def test_ctrl_c_anywhere_returns_the_draws_before_it(density, monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_chains import random_terms
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
@@ -51,15 +52,7 @@ def chains(draw, max_length=5, max_batch=3):
     full = draw(st.lists(st.integers(1, max_batch), max_size=2))
     generator = torch.Generator().manual_seed(seed)
 
-    def term(*event: int, timed: bool) -> Tensor:
-        batch = [n if draw(st.booleans()) else 1 for n in full][draw(st.integers(0, len(full))) :]
-        time = [length if draw(st.booleans()) else 1] if timed else []
-        x = torch.randn(*batch, *time, *event, dtype=torch.float64, generator=generator) * 2
-        # A layout of memory other than the usual one.
-        x = x.transpose(0, -1).contiguous().transpose(0, -1) if draw(st.booleans()) else x
-        x[torch.rand(x.shape, generator=generator) < holes] = -torch.inf
-        return x.requires_grad_()
-
+    term = random_terms(draw, full, length, generator, holes)
     states = size**history
     inputs = [term(states, size, timed=True), term(size, timed=True), term(states, timed=False)]
     return inputs, length, history

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 from symhmm.chains import threads
 from symhmm.chains.operator import chain_message
-from symhmm.chains.threads import cut, part_count, run, thread_count
+from symhmm.chains.threads import cut, run, thread_count
 
 needs_runtime = pytest.mark.skipif(
     sys.platform != "linux" or not torch.backends.openmp.is_available(), reason="torch has no OpenMP that can be called"
@@ -285,12 +285,11 @@ def test_gradients_in_other_threads_are_those_of_this_one(kind):
 
 
 def test_small_work_stays_in_one_thread():
-    assert thread_count(1e-6, 100) == part_count(1e-6, 100) == 1
+    assert thread_count(1e-6, 100) == 1
     assert thread_count(1.0, 100) == 2
-    assert thread_count(1.0, 1) == part_count(1.0, 1) == 1
-    assert part_count(1.0, 100) == 2
+    assert thread_count(1.0, 1) == 1
     torch.set_num_threads(1)
-    assert thread_count(1.0, 100) == part_count(1.0, 100) == 1
+    assert thread_count(1.0, 100) == 1
 
 
 def test_cut_leaves_nothing_out():

@@ -4,6 +4,7 @@ import closed_forms as cf
 import numpy as np
 import pytest
 import torch
+from interrupts import stopped_at
 
 from symhmm.compiler.density import compile
 from symhmm.infer import laplace_fit, svi
@@ -15,18 +16,7 @@ OPTIONS = {svi: {"steps": 120, "cooldown": 40, "evaluate": 20, "restarts": 3, "s
 
 def interrupted(monkeypatch, when, run):
     """What ``run`` returns if Ctrl-C is pressed at the evaluation number ``when``, and the number of evaluations."""
-    count, evaluate = 0, Target.evaluate
-
-    def counted(self, x):
-        nonlocal count
-        count += 1
-        if count == when:
-            raise KeyboardInterrupt
-        return evaluate(self, x)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Target, "evaluate", counted)
-        return run(), count
+    return stopped_at(monkeypatch, Target, "evaluate", when, run)
 
 
 @pytest.mark.parametrize("driver", [svi, laplace_fit], ids=["svi", "laplace"])

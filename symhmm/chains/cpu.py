@@ -14,7 +14,7 @@ from symhmm.chains.places import LIKE, memory
 from symhmm.chains.prepared import Prepared, prepared
 from symhmm.chains.sparse import listed
 from symhmm.chains.staged import run_backward, run_forward
-from symhmm.chains.threads import part_count, run
+from symhmm.chains.threads import run, thread_count
 
 
 def forward(
@@ -57,7 +57,7 @@ def _forward(
     )  # fmt: skip
     _phases(
         call.kernel("forward_pass"), UNITS if layout.blocks > 1 else JOIN, END,
-        part_count(call.seconds, call.groups),
+        thread_count(call.seconds, call.groups),
         shape, call.like, transition.data_ptr(), f, emission.data_ptr(), e, terminal.data_ptr(), z, idles, work,
         LIKE[message.dtype], (message.data_ptr(), saved[0].data_ptr(), saved[1].data_ptr(), saved[2].data_ptr()),
     )  # fmt: skip
@@ -105,7 +105,7 @@ def backward(
     shape, f, e, idle, gf, ge, gz = call.backward_arguments
     like, entries = call.like.dtype, layout.states * layout.padded
     fast = np.empty(layout.chains, np.bool_)
-    count = part_count(2 * call.seconds, call.groups)
+    count = thread_count(2 * call.seconds, call.groups)
     to_transition, to_emission = call.gradients
     (g_transition, f_parts, gf_gap), (g_emission, e_parts, ge_gap) = (
         to_transition.parts(count),

@@ -69,6 +69,13 @@ def vector_at(context: Any, builder: ir.IRBuilder, array: types.Array, value: ir
     return vector
 
 
+def splat_at(context: Any, builder: ir.IRBuilder, array: types.Array, value: ir.Value, index: ir.Value) -> ir.Value:
+    """Code for an element of an array in every lane of a vector."""
+    return spread(
+        builder, builder.load(element_pointer(context, builder, array, value, index)), VECTORS[array.dtype].width
+    )
+
+
 def fused(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
     """Code for ``a * b + c`` of vectors."""
     letter = "f32" if isinstance(a.type.element, ir.FloatType) else "f64"
@@ -148,7 +155,7 @@ def splat(typing: Any, array: Any, index: Any) -> Any:
     kind = VECTORS[array.dtype]
 
     def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
-        return spread(builder, builder.load(element_pointer(context, builder, array, *args)), kind.width)
+        return splat_at(context, builder, array, *args)
 
     return kind(array, types.intp), code
 
@@ -229,26 +236,21 @@ def any_below(typing: Any, a: Any, b: Any) -> Any:
     return types.boolean(a, b), code
 
 
-@intrinsic
-def where_positive(typing: Any, condition: Any, a: Any) -> Any:
-    """``a`` in the lanes where ``condition > 0`` and 0 elsewhere."""
+def _where(emit: Callable[[ir.IRBuilder, ir.Value, ir.Value], ir.Value]) -> Any:
+    @intrinsic
+    def kept(typing: Any, condition: Any, a: Any) -> Any:
+        def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
+            zero = _constant(0.0, args[0].type)
+            return builder.select(emit(builder, args[0], zero), args[1], zero)
 
-    def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
-        zero = _constant(0.0, args[0].type)
-        return builder.select(builder.fcmp_ordered(">", args[0], zero), args[1], zero)
+        return a(condition, a), code
 
-    return a(condition, a), code
+    return kept
 
 
-@intrinsic
-def where_nonzero(typing: Any, condition: Any, a: Any) -> Any:
-    """``a`` in the lanes where the condition is not 0, and 0 elsewhere."""
-
-    def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
-        zero = _constant(0.0, args[0].type)
-        return builder.select(builder.fcmp_unordered("!=", args[0], zero), args[1], zero)
-
-    return a(condition, a), code
+# ``a`` in the lanes where a condition is positive, or is not 0 (also NaN), and 0 elsewhere.
+where_positive = _where(lambda builder, x, zero: builder.fcmp_ordered(">", x, zero))
+where_nonzero = _where(lambda builder, x, zero: builder.fcmp_unordered("!=", x, zero))
 
 
 @intrinsic

@@ -14,7 +14,7 @@ from symhmm.chains.stage_careful import careful_stages_backward, careful_stages_
 from symhmm.chains.stage_steps import stages_backward, stages_forward, work_size
 from symhmm.chains.stage_tables import Tables, tables
 from symhmm.chains.stages import Stages
-from symhmm.chains.threads import cut, part_count, run
+from symhmm.chains.threads import cut, run, thread_count
 
 Sizes = tuple[torch.Size, ...]
 Strides = tuple[tuple[int, ...], ...]
@@ -48,7 +48,7 @@ class Call:
         """Groups of lanes that go through the recursion as one task."""
         groups = self.layout.padded // self.layout.width
         seconds = groups * self.layout.steps * (20 * self.layout.states + self.tables.products) * 0.5e-9
-        return cut(groups, part_count(seconds, groups))
+        return cut(groups, thread_count(seconds, groups))
 
     @cached_property
     def ends(self) -> Array:

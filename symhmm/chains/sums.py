@@ -9,13 +9,14 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from symhmm.chains.jit import inner
-from symhmm.chains.simd import VECTORS, element_pointer, fill, fused, spread, store, vector_at
+from symhmm.chains.simd import VECTORS, fill, fused, splat_at, store, vector_at
 
 ROWS, COLUMNS = 8, 4
 
 
 def _add_columns(columns: int, shared: bool) -> Any:
     """Add some columns times their entries of a vector to the sums of eight rows."""
+    weight_at = splat_at if shared else vector_at
 
     @intrinsic
     def add(
@@ -29,12 +30,7 @@ def _add_columns(columns: int, shared: bool) -> Any:
             for _ in range(columns):
                 x, at = vector_at(context, builder, vector, numbers, v), k
                 for row in range(ROWS):
-                    if shared:
-                        weight = spread(
-                            builder, builder.load(element_pointer(context, builder, matrix, entries, at)), kind.width
-                        )
-                    else:
-                        weight = vector_at(context, builder, matrix, entries, at)
+                    weight = weight_at(context, builder, matrix, entries, at)
                     values[row] = fused(builder, weight, x, values[row])
                     at = builder.add(at, k_row)
                 k, v = builder.add(k, k_next), builder.add(v, v_next)

@@ -28,13 +28,11 @@ _PROCESS = os.getpid()
 
 
 def thread_count(seconds: float, parts: int) -> int:
-    """How many threads to use for work of about ``seconds`` that splits into ``parts``; at most as many as torch uses."""
+    """How many threads to use for work of about ``seconds`` that splits into ``parts``; at most as many as torch uses.
+
+    Work is cut into one part for each: every part is a call, which takes the interpreter lock.
+    """
     return max(1, min(torch.get_num_threads(), parts, int(seconds / SMALL)))
-
-
-def part_count(seconds: float, parts: int) -> int:
-    """Into how many parts to cut the work: one for each thread, since each is a call, which holds the interpreter lock."""
-    return thread_count(seconds, parts)
 
 
 def run(tasks: list[Task]) -> None:

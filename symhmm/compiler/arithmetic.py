@@ -105,7 +105,7 @@ def _signs(b: Builder, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any
         return b.emit(aten.rsub.Scalar, x.args[0], number, like=like)
     if target is aten.rsub.Scalar and len(rest) == 1:
         return b.emit(aten.add.Tensor, x.args[0], rest[0], like=like)
-    if target in _ODD and (_few(like) or like.numel() <= value(x).numel()):
+    if target in _ODD and (few(like) or like.numel() <= value(x).numel()):
         return opposite(x.args[0], *rest)
     if target in _EVEN or (target is aten.pow.Tensor_Scalar and rest == [2]):
         return b.emit(target, x.args[0], *rest, like=like)
@@ -113,7 +113,7 @@ def _signs(b: Builder, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any
         inside = [y.args[0] if negative(y) else y for y in args]
         if all(negative(y) for y in args):
             return b.emit(target, *inside, like=like)
-        if _few(like) or any(negative(y) and value(y).numel() == like.numel() for y in args):
+        if few(like) or any(negative(y) and value(y).numel() == like.numel() for y in args):
             return opposite(*inside)
     return None
 
@@ -131,7 +131,7 @@ def _sum_of_signs(b: Builder, minus: bool, x: fx.Node, y: fx.Node, like: Any) ->
 
 def _factors(b: Builder, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], like: Any) -> fx.Node | None:
     """The number by which the derivative of a power is multiplied (``mul.Scalar``) is taken last, as signs are."""
-    if kwargs or not isinstance(like, torch.Tensor) or not like.dtype.is_floating_point or not _few(like):
+    if kwargs or not isinstance(like, torch.Tensor) or not like.dtype.is_floating_point or not few(like):
         return None
     scaled = [x for x in args if calls(x, aten.mul.Scalar) and value(x).dtype == like.dtype]
     if not scaled:
@@ -152,7 +152,8 @@ def _factors(b: Builder, target: Any, args: tuple[Any, ...], kwargs: dict[str, A
     return b.emit(aten.mul.Scalar, b.emit(target, *inside, like=like), number, like=like)
 
 
-def _few(like: Any) -> bool:
+def few(like: Any) -> bool:
+    """Whether a tensor has so few numbers that what is done to them costs less than an operation."""
     return bool(like.numel() <= FEW)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from symhmm.compiler.arithmetic import ARITHMETIC, FEW
+from symhmm.compiler.arithmetic import ARITHMETIC, few
 from symhmm.compiler.builder import SAME, Builder, Law, calls, empty, is_pointwise, pruned, shape_of, value
 
 aten = torch.ops.aten
@@ -187,7 +187,7 @@ def _narrow(b: Builder, target: Any, args: tuple[Any, ...], kwargs: dict[str, An
         shape = [wide[d] for d in kept]
         short = shape[next((d for d, n in enumerate(shape[:-1]) if n != 1), len(shape) - 1) :]
         same = list(own) in ([], shape, short)
-        if not same and b.moves(x) and not calls(x, aten.reshape.default) and like.numel() <= FEW:
+        if not same and b.moves(x) and not calls(x, aten.reshape.default) and few(like):
             return None
         inside[x] = x if same else b.view(x, short)
     made = b.emit(
