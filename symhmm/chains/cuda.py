@@ -1,8 +1,9 @@
 """The chain operator on CUDA: many short chains in one pass, few long ones as blocks, products of blocks, and blocks again.
 
 A chain that is cut into blocks is itself a chain over its blocks, whose transition matrices are their products: the same
-kernels carry messages and occupancies from block to block. (The parallel scan of Hassan, Sarkka and Garcia-Fernandez 2021,
-"Temporal Parallelization of Inference in Hidden Markov Models", in three levels instead of a tree.)
+kernels carry messages and occupancies from block to block, and where there are many blocks, that chain is cut in turn. (The
+parallel scan of Hassan, Sarkka and Garcia-Fernandez 2021, "Temporal Parallelization of Inference in Hidden Markov Models",
+in three or five levels instead of a tree.)
 """
 
 from functools import lru_cache
@@ -12,10 +13,14 @@ import triton
 from torch import Tensor
 
 from symhmm.chains.cuda_steps import lanes_backward, lanes_forward
-from symhmm.chains.layout import Layout, common_batch, device_layout_of
+from symhmm.chains.layout import Layout, common_batch, device_layout_between, device_layout_of
 from symhmm.chains.places import idle, places
+from symhmm.errors import SymhmmError
 
-TILE = 4096  # numbers [lanes, from, to] that one program holds
+# Numbers [lanes, from, to]: 4 or more for each thread of a warp; beyond 16 a thread has too few registers for float64.
+FEWEST, MOST = 128, 512
+WARPS = 16
+LARGEST = 256  # states; a program holds all moves of a step, beyond 64 of them partly in memory
 
 Rows = tuple[Tensor, int, tuple[int, ...]]
 
@@ -24,30 +29,53 @@ def forward(
     transition: Tensor, emission: Tensor, terminal: Tensor, length: int, blocks: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Message (*batch, S), and for the gradient: messages (*batch, blocks, steps + 1, S), those where blocks meet
-    (*batch, 1, blocks + 1, S), and the products of blocks (*batch, blocks, S, S); the last two are empty for one block."""
+    (*batch, 1, blocks + 1, S), and the products of blocks (*batch, blocks, S, S); the last two are empty for one block, and
+    hold those of the chain of blocks behind their own where that is cut as well (then in as many pieces, each with its end).
+
+    Raises:
+        SymhmmError: more than 256 states.
+    """
     states = transition.shape[-1]
+    if states > LARGEST:
+        raise SymhmmError(
+            f"the chain kernel for CUDA takes at most {LARGEST} states.",
+            details=[f"states seen {states}"],
+            suggestion="strategy='sequential', whose steps are operations of torch",
+        )
     batch = common_batch(transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1])
     layout = _layout(batch, length, states, blocks)
-    ending = terminal.double().expand(*batch, states).reshape(-1, states).contiguous()
+    ending = terminal.double().expand(*batch, states).contiguous()
+    with torch.cuda.device_of(transition):
+        message, *kept = _contracted(transition, emission, ending, layout)
+    return message.to(transition.dtype), kept[0], kept[1], kept[2]
+
+
+def _contracted(
+    transition: Tensor, emission: Tensor, ending: Tensor, layout: Layout
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same with the message in float64, from ``ending`` (*batch, S) in float64."""
+    batch, states = layout.batch, layout.states
     if layout.blocks == 1:
-        message, messages = _recursion(transition, emission, ending, layout, keep=True)
+        message, messages = _recursion(transition, emission, ending.reshape(-1, states), layout, keep=True)
         empty = transition.new_empty(*batch, 1, 0, states), transition.new_empty(*batch, 0, states, states)
-        return message.reshape(*batch, states).to(transition.dtype), messages, *empty
+        return message.reshape(ending.shape), messages, *empty
     # Step 1: a message for each state at the end of a block: the columns of its product.
-    units = torch.eye(states, dtype=torch.float64, device=terminal.device).log().repeat(layout.lanes, 1)
+    units = torch.eye(states, dtype=torch.float64, device=ending.device).log().repeat(layout.lanes, 1)
     columns, _ = _recursion(transition, emission, units, layout, keep=False, copies=states)
     products = columns.reshape(*batch, layout.blocks, states, states).mT
     peaks = products.amax((-2, -1))
-    peaks = torch.where(peaks > -torch.inf, peaks, 0)
+    peaks = torch.where(peaks == -torch.inf, 0, peaks)
     products = (products - peaks[..., None, None]).to(transition.dtype).contiguous()
     # Step 2: the chain of blocks; its message is that of the whole chain.
-    nothing = _nothing(products)
-    message, between = _recursion(products, nothing, ending, _layout(batch, layout.blocks, states, 1), keep=True)
-    message = message.reshape(*batch, states) + peaks.sum(-1, keepdim=True)
+    coarse = device_layout_between(layout)
+    message, met, *deeper = _contracted(products, _nothing(products), ending, coarse)
     # Step 3: all steps, from where each block ends.
-    ends = between[..., 0, 1:, :].double().reshape(-1, states).contiguous()
+    ends = met[..., 1:, :].double().reshape(-1, states).contiguous()
     _, messages = _recursion(transition, emission, ends, layout, keep=True)
-    return message.to(transition.dtype), messages, between, products
+    between = met.reshape(*batch, 1, -1, states)
+    if coarse.blocks > 1:
+        between, products = torch.cat([between, deeper[0]], -2), torch.cat([products, deeper[1]], -3)
+    return message + peaks.sum(-1, keepdim=True), messages, between, products
 
 
 def backward(
@@ -64,17 +92,28 @@ def backward(
     states = transition.shape[-1]
     batch = common_batch(transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1])
     layout = _layout(batch, length, states, messages.shape[-3])
-    starting = weight.expand(*batch, states).reshape(-1, states).contiguous()
-    if layout.blocks > 1:
-        products, between = (x.expand(*batch, *x.shape[-3:]).contiguous() for x in (products, between))
-        coarse = _layout(batch, layout.blocks, states, 1)
-        _, after, _ = _occupancies(products, _nothing(products), starting, between, coarse)
-        before = torch.cat([starting.reshape(*batch, 1, states), after[..., :-1, :]], -2)
-        starting = before.reshape(-1, states).contiguous()
-    messages = messages.expand(*batch, *messages.shape[-3:]).contiguous()
-    g_transition, g_emission, finishing = _occupancies(transition, emission, starting, messages, layout)
+    starting = weight.to(transition.dtype).expand(*batch, states).contiguous()
+    messages, between, products = (x.expand(*batch, *x.shape[-3:]) for x in (messages, between, products))
+    with torch.cuda.device_of(transition):
+        starting = _before_blocks(starting, between, products, layout)
+        g_transition, g_emission, finishing = _occupancies(transition, emission, starting, messages, layout)
     g_terminal = finishing.reshape(*batch, layout.blocks, states)[..., -1, :].sum_to_size(terminal.shape)
     return g_transition, g_emission.sum_to_size(emission.shape).contiguous(), g_terminal.contiguous()
+
+
+def _before_blocks(starting: Tensor, between: Tensor, products: Tensor, layout: Layout) -> Tensor:
+    """Occupancies before every block [lanes, S] from those before every chain (*batch, S)."""
+    batch, blocks, states = layout.batch, layout.blocks, layout.states
+    if blocks > 1:
+        # How the chain of blocks was cut: a batch may have grown since, and would now be cut otherwise.
+        coarse = Layout(batch, blocks, states, 1, max(1, products.shape[-3] - blocks))
+        own = coarse.blocks * (coarse.steps + 1)
+        met = between[..., :own, :].reshape(*batch, coarse.blocks, coarse.steps + 1, states)
+        before = _before_blocks(starting, between[..., own:, :], products[..., blocks:, :, :], coarse)
+        products = products[..., :blocks, :, :]
+        _, after, _ = _occupancies(products, _nothing(products), before, met, coarse)
+        starting = torch.cat([starting[..., None, :], after[..., :-1, :]], -2)
+    return starting.reshape(-1, states).contiguous()
 
 
 def _recursion(
@@ -82,15 +121,18 @@ def _recursion(
 ) -> tuple[Tensor, Tensor]:
     """Messages at the start of all lanes [lanes, S] in float64, and at all their steps (*batch, blocks, steps + 1, S)."""
     states, lanes = layout.states, ending.shape[0]
-    f, e = _rows(transition, layout, copies), _rows(emission, layout, copies)
     steps = layout.steps + 1 if keep else 0
     messages = transition.new_empty(*layout.batch, layout.blocks, steps, states)
     result = torch.empty_like(ending)
-    size, block = _tile(states)
+    if lanes == 0:
+        return result, messages
+    f, e = _rows(transition, layout, copies), _rows(emission, layout, copies)
+    size, block, warps = tile(states)
     lanes_forward[(triton.cdiv(lanes, block),)](
         transition, f[0], f[1], *f[2], emission, e[0], e[1], *e[2], ending, _idle(layout, copies, ending.device),
         messages, result, lanes, layout.steps,
         states=states, size=size, block=block, timed=transition.shape[-3] > 1, keep=keep,
+        num_warps=warps, enable_fp_fusion=True,
     )  # fmt: skip
     return result, messages
 
@@ -101,23 +143,34 @@ def _occupancies(
     """Gradients of the transition in its own shape and of the emission in full (*batch, n, S), and occupancies at the
     ends of the lanes [lanes, S]."""
     states, lanes, timed = layout.states, starting.shape[0], transition.shape[-3] > 1
-    f, e = _rows(transition, layout, 1), _rows(emission, layout, 1)
+    own, alike = _owners(transition, layout)
     g_emission = emission.new_empty(*layout.batch, layout.length, states)
+    finishing = torch.empty_like(starting)
+    if lanes == 0:
+        return torch.zeros_like(transition), g_emission, finishing
     if timed:
-        g_transition = torch.zeros(transition.shape, dtype=transition.dtype, device=transition.device)
+        # Lanes that share a transition add to it.
+        g_transition = (transition.new_empty if own else transition.new_zeros)(transition.shape)
     else:
         g_transition = transition.new_empty(*layout.batch, layout.blocks, states, states)
+    f, e = _rows(transition, layout, 1), _rows(emission, layout, 1)
     gf, ge = _rows(g_transition, layout, 1) if timed else f, _rows(g_emission, layout, 1)
-    finishing = torch.empty_like(starting)
-    size, block = _tile(states)
+    size, block, warps = tile(states)
     lanes_backward[(triton.cdiv(lanes, block),)](
-        transition, f[0], f[1], *f[2], emission, e[0], e[1], *e[2], starting, _idle(layout, 1, starting.device), messages,
-        g_transition, gf[0], gf[1], g_emission, ge[0], ge[1], finishing, lanes, layout.steps,
-        states=states, size=size, block=block, timed=timed,
+        transition, f[0], f[1], *f[2], emission, e[0], e[1], *e[2], starting, _idle(layout, 1, starting.device),
+        messages.contiguous(), g_transition, gf[0], gf[1], g_emission, ge[0], ge[1], finishing, lanes, layout.steps,
+        states=states, size=size, block=block, timed=timed, own=own, alike=alike,
+        num_warps=warps, enable_fp_fusion=True,
     )  # fmt: skip
     if not timed:
         g_transition = g_transition.sum(-3, keepdim=True).sum_to_size(transition.shape).contiguous()
     return g_transition, g_emission, finishing
+
+
+def _owners(transition: Tensor, layout: Layout) -> tuple[bool, bool]:
+    """Whether each lane has gradients of a transition of every step for itself, and whether all lanes have the same."""
+    chains = tuple(transition.shape[:-3])
+    return chains == layout.batch, layout.blocks == 1 and all(n == 1 for n in chains)
 
 
 def _layout(batch: tuple[int, ...], length: int, states: int, blocks: int | None) -> Layout:
@@ -131,10 +184,18 @@ def _nothing(products: Tensor) -> Tensor:
     return products.new_zeros(*(1 for _ in products.shape[:-2]), products.shape[-1])
 
 
-def _tile(states: int) -> tuple[int, int]:
-    """States padded to a power of two, and lanes in a program."""
+def tile(states: int) -> tuple[int, int, int]:
+    """States padded to a power of two, lanes in a program, and warps that share them.
+
+    Small programs of one warp: nothing in a step waits for another warp, and there are enough programs for all
+    multiprocessors where there are few chains.
+
+    >>> from symhmm.chains.cuda import tile
+    >>> tile(3), tile(64)
+    ((4, 8, 1), (64, 1, 8))
+    """
     size = triton.next_power_of_2(states)
-    return size, max(1, min(64, TILE // size**2))
+    return size, max(1, FEWEST // size**2), min(WARPS, max(1, size**2 // MOST))
 
 
 def _rows(x: Tensor, layout: Layout, copies: int) -> Rows:

@@ -133,31 +133,58 @@ def layout_of(
     return Layout(batch, length, states, width, blocks or min(choices, key=cost))
 
 
-BUSY = 4096  # lanes that keep a device busy
-SHORTEST = 32  # steps of a block worth a lane of its own
+AT_ONCE = 2**17  # numbers [chains, from, to] of one step that take a device no longer than a single one
+SHORTEST = 4  # steps of a block
+CUT = 100  # steps in the time of what is done once more because there are blocks
 
 
 def device_layout_of(batch: tuple[int, ...], length: int, states: int) -> Layout:
-    """The same on a device, whose lanes are threads: long chains are cut where there are too few of them to fill it.
+    """The same on a device, where a step takes as long for one chain as for thousands: few long chains are cut.
 
     >>> device_layout_of((1,), 100_000, 4).blocks, device_layout_of((5000,), 1000, 4).blocks
-    (512, 1)
+    (2048, 1)
     """
-    chains, blocks = prod(batch), 1
-    while chains * blocks * 2 <= BUSY and length >= 2 * blocks * SHORTEST and blocks < 512:
-        blocks *= 2
-    return Layout(tuple(batch), length, states, width=1, blocks=blocks)
+    return Layout(tuple(batch), length, states, width=1, blocks=_cut(prod(batch), length, states, 2)[1])
+
+
+def device_layout_between(layout: Layout) -> Layout:
+    """The chain of blocks of a chain in blocks, which may be cut as well: as many divide its blocks evenly."""
+    blocks = _cut(layout.chains, layout.blocks, layout.states, 1)[1]
+    return Layout(layout.batch, layout.blocks, layout.states, 1, blocks if layout.blocks % blocks == 0 else 1)
+
+
+@lru_cache(maxsize=256)
+def _cut(chains: int, length: int, states: int, levels: int) -> tuple[float, int]:
+    """Value and gradient in units of one step of few chains, and the number of blocks, by count."""
+    numbers = (1 << (states - 1).bit_length()) ** 2
+
+    def step(lanes: int) -> float:
+        return max(1.0, lanes * numbers / AT_ONCE)
+
+    found, blocks = (2 * length * step(chains), 1), 2
+    while levels and length >= SHORTEST * blocks:
+        lanes = chains * blocks
+        passes = step(lanes * states) + 2 * step(lanes)  # products of blocks, messages, occupancies
+        cost = ceil(length / blocks) * passes + CUT + _cut(chains, blocks, states, levels - 1)[0]
+        found, blocks = min(found, (cost, blocks)), 2 * blocks
+    return found
 
 
 def device_sizes(batch: tuple[int, ...], length: int, states: int) -> tuple[tuple[int, ...], ...]:
     """Sizes of the message and of what the kernels for a device keep: messages, those between blocks, products of blocks."""
     layout = device_layout_of(batch, length, states)
-    blocks, cut = layout.blocks, layout.blocks > 1
+    blocks, between = layout.blocks, 0
+    if blocks > 1:
+        coarse = device_layout_between(layout)
+        between = coarse.blocks * (coarse.steps + 1)
+        if coarse.blocks > 1:
+            between += coarse.blocks + 1
+            blocks += coarse.blocks
     return (
         (*batch, states),
-        (*batch, blocks, layout.steps + 1, states),
-        (*batch, 1, (blocks + 1) * cut, states),
-        (*batch, blocks * cut, states, states),
+        (*batch, layout.blocks, layout.steps + 1, states),
+        (*batch, 1, between, states),
+        (*batch, blocks * (between > 0), states, states),
     )
 
 
