@@ -7,13 +7,14 @@ INSTALL := $(VENV)/bin/python -m pip install --quiet --constraint constraints.tx
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.installed-bench
 
-.PHONY: demo test test-slow bench format help clean
+.PHONY: demo test test-slow bench bench-device format help clean
 
 help:
 	@echo "make demo       fit a mixed-effect hidden Markov model to simulated animals (about a minute)"
 	@echo "make test       format, lint, types, tests and doctests"
 	@echo "make test-slow  the slow recovery studies as well"
 	@echo "make bench      speed beside Pyro and others"
+	@echo "make bench-device  speed on a CUDA device"
 	@echo "make format     rewrite the sources in house format"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -40,6 +41,9 @@ test-slow: $(STAMP)
 
 bench: $(BENCH_STAMP)
 	$(VENV)/bin/python -m benchmarks
+
+bench-device: $(BENCH_STAMP)
+	$(VENV)/bin/python -m benchmarks.device
 
 format: $(STAMP)
 	$(VENV)/bin/ruff format
