@@ -24,7 +24,7 @@ def forward(
 
     The message has the dtype of the terms, or another one.
     """
-    return _forward(_prepared((transition, emission, terminal), length), transition, emission, terminal, dtype)
+    return _forward(call_of((transition, emission, terminal), length), transition, emission, terminal, dtype)
 
 
 def evidence(
@@ -32,7 +32,7 @@ def evidence(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Log-probability (*batch) of all that was seen, that of each initial state given it (*batch, S), and what `forward`
     keeps for the gradient."""
-    call = _prepared((transition, emission, terminal), length)
+    call = call_of((transition, emission, terminal), length)
     message, messages, scales, links = _forward(call, transition, emission, terminal)
     return close(initial, message, call.layout), message, messages, scales, links
 
@@ -85,7 +85,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``(weight * message).sum()`` in the shapes of transition, emission and terminal."""
     # The chains stay cut as they were: under vmap the batch may be larger here than it was in the forward pass.
-    call = _prepared((transition, emission, terminal), length, messages.shape[-3])
+    call = call_of((transition, emission, terminal), length, messages.shape[-3])
     layout = call.layout
     if layout.chains == 0:
         return transition.new_zeros(transition.shape), torch.zeros_like(emission), torch.zeros_like(terminal)
@@ -134,7 +134,8 @@ def backward(
     return to_transition.total(g_transition, f_parts), to_emission.total(g_emission, e_parts), g_terminal
 
 
-def _prepared(tensors: tuple[Tensor, Tensor, Tensor], length: int, blocks: int | None = None) -> Prepared:
+def call_of(tensors: tuple[Tensor, Tensor, Tensor], length: int, blocks: int | None = None) -> Prepared:
+    """What calls with tensors of these sizes and strides share: transition, emission and terminal terms."""
     f, e, z = tensors
     return prepared((f.shape, e.shape, z.shape), (f.stride(), e.stride(), z.stride()), f.dtype, length, blocks)
 

@@ -44,7 +44,7 @@ def _mark_lost(
             continue
         for s in range(size * rest):
             x = before[s * width + lane]
-            if x >= lost:
+            if not x < lost:  # what is no number stays one
                 continue
             doubtful = x > 0.0
             first = (s % rest) * size

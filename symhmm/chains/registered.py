@@ -258,7 +258,8 @@ def _fake_gradients(weight: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     return tuple(x.new_empty(x.shape) for x in inputs[:3])
 
 
-def _fake_chain_gradients(weight: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+def fake_chain_gradients(weight: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+    """Gradients of chains, without numbers."""
     transition, emission, terminal = _fake_gradients(weight, *inputs)
     # On the CPU the largest of the three lies in memory as its input does, so that neither side transposes it.
     return transition, torch.empty_like(inputs[1]) if emission.device.type == "cpu" else emission, terminal
@@ -284,6 +285,11 @@ def leading(x: Tensor, dim: int | None) -> Tensor:
     return x.unsqueeze(0) if dim is None else x.movedim(dim, 0)
 
 
+def every(info: Any, x: Tensor, dim: int | None) -> Tensor:
+    """The same expanded, at no cost: every member gets its own gradient, also of an input that they share."""
+    return leading(x, dim).expand(info.batch_size, *[-1] * (x.dim() - (dim is not None)))
+
+
 def _register(forward: Any, backward: Any, outputs: int, fake: Any = _fake_gradients) -> None:
     """Tie a chain operator to the operator of its gradient, and fold `torch.func.vmap` into the batch of both."""
 
@@ -300,11 +306,7 @@ def _register(forward: Any, backward: Any, outputs: int, fake: Any = _fake_gradi
         info: Any, in_dims: tuple[int | None, ...], *args: Any
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         tensors = [x for x in args if isinstance(x, Tensor)]
-        # Every member gets its own gradient, also of an input that they share: expand it, which costs no memory.
-        inputs = [
-            leading(x, d).expand(info.batch_size, *[-1] * (x.dim() - (d is not None)))
-            for x, d in zip(tensors, in_dims, strict=False)
-        ]
+        inputs = [every(info, x, d) for x, d in zip(tensors, in_dims, strict=False)]
         return backward(*inputs, *args[len(tensors) :]), (0, 0, 0)
 
     backward.register_fake(fake)
@@ -314,9 +316,9 @@ def _register(forward: Any, backward: Any, outputs: int, fake: Any = _fake_gradi
     backward.register_vmap(batched_gradient)
 
 
-_register(chain, chain_backward, outputs=4, fake=_fake_chain_gradients)
-_register(chain_in_segments, chain_in_segments_backward, outputs=2, fake=_fake_chain_gradients)
+_register(chain, chain_backward, outputs=4, fake=fake_chain_gradients)
+_register(chain_in_segments, chain_in_segments_backward, outputs=2, fake=fake_chain_gradients)
 _register(chain_in_stages, chain_in_stages_backward, outputs=3)
-_register(stages_in_segments, stages_in_segments_backward, outputs=2, fake=_fake_chain_gradients)
+_register(stages_in_segments, stages_in_segments_backward, outputs=2, fake=fake_chain_gradients)
 _register(best_in_stages, best_in_stages_backward, outputs=2)
 _register(best, best_backward, outputs=2)

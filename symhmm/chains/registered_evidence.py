@@ -2,6 +2,9 @@
 
 What is left of a short chain in single operations (an addition, exponentials, sums, logarithms, and their gradients) takes
 longer than its kernels.
+
+Value and gradient are one operator, too, for recorded steps in which the gradient does not hang on the value
+(`symhmm.compiler.fused`): messages between the two then stay in the cache.
 """
 
 from typing import Any
@@ -9,7 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from symhmm.chains.registered import chain_backward, cpu_operator, leading, like_chain, no_second_gradient
+from symhmm.chains.registered import (
+    chain_backward,
+    cpu_operator,
+    every,
+    fake_chain_gradients,
+    leading,
+    like_chain,
+    no_second_gradient,
+)
 
 
 @cpu_operator
@@ -76,3 +87,44 @@ def _batched_evidence(
 
 chain_evidence.register_autograd(_evidence_gradient, setup_context=_setup_evidence)
 chain_evidence.register_vmap(_batched_evidence)
+
+
+@cpu_operator
+def chain_evidence_gradient(
+    initial: Tensor, transition: Tensor, emission: Tensor, terminal: Tensor, weight: Tensor | None, length: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The first result of `chain_evidence`, the second times ``weight`` (*batch, sizes of 1 broadcast; one if None), and the
+    gradients of the weighted sum of the first in the shapes of transition, emission and terminal."""
+    from symhmm.chains import whole
+
+    return whole.evidence_and_gradient(initial, transition, emission, terminal, weight, length)
+
+
+@chain_evidence_gradient.register_kernel("cuda")
+def _(
+    initial: Tensor, transition: Tensor, emission: Tensor, terminal: Tensor, weight: Tensor | None, length: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from symhmm.chains import cuda
+
+    evidence, first, messages, between, products = chain_evidence(initial, transition, emission, terminal, length)
+    first = first if weight is None else weight[..., None] * first
+    return evidence, first, *cuda.backward(first, transition, emission, terminal, messages, between, products, length)
+
+
+@chain_evidence_gradient.register_fake
+def _(
+    initial: Tensor, transition: Tensor, emission: Tensor, terminal: Tensor, weight: Tensor | None, length: int
+) -> tuple[Tensor, ...]:
+    first, *_ = like_chain(transition, emission, terminal, length)
+    return first.new_empty(first.shape[:-1]), first, *fake_chain_gradients(first, transition, emission, terminal)
+
+
+def _batched_gradient(
+    info: Any, in_dims: tuple[int | None, ...], *args: Any
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    inputs = [None if x is None else every(info, x, d) for x, d in zip(args[:5], in_dims[:5], strict=True)]
+    return chain_evidence_gradient(*inputs, args[5]), (0,) * 5
+
+
+chain_evidence_gradient.register_autograd(no_second_gradient)
+chain_evidence_gradient.register_vmap(_batched_gradient)

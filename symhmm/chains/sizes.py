@@ -5,7 +5,7 @@ from functools import cache
 from types import FunctionType
 from typing import Any
 
-from symhmm.chains import best_lanes, lane_steps, lanes_backward, lanes_forward, passes
+from symhmm.chains import best_lanes, lane_steps, lanes_backward, lanes_forward, passes, whole_pass
 from symhmm.chains.jit import kernel
 
 LARGEST = 6  # states; beyond, vectors of work outweigh the loops around them
@@ -21,7 +21,7 @@ def lane_kernel(name: str, size: int, rest: int, steps: int) -> Callable[..., An
 def _family(size: int) -> dict[str, Callable[..., Any]]:
     """Copies of all functions of the lane kernels in which the global ``SIZE`` is ``size``, a constant when compiled."""
     copies: dict[str, Any] = {}
-    for module in (lane_steps, lanes_forward, lanes_backward, passes, best_lanes):
+    for module in (lane_steps, lanes_forward, lanes_backward, passes, whole_pass, best_lanes):
         scope = {**vars(module), **copies, "SIZE": size}
         for name, value in vars(module).items():
             original = getattr(value, "py_func", None)

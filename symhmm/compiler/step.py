@@ -9,6 +9,7 @@ from torch import Tensor, fx
 from torch.fx.passes.tools_common import legalize_graph
 
 from symhmm.chains.registered import DIRECT
+from symhmm.compiler.fused import fused
 from symhmm.compiler.laws import simplified
 from symhmm.compiler.linear import combined
 from symhmm.errors import ProgramError
@@ -107,6 +108,8 @@ def trace(
     for transformed in (simplified, combined):
         placeholders = [n for n in module.graph.nodes if n.op == "placeholder"]
         module = fx.GraphModule(module, transformed(module.graph, module, placeholders[: len(values)]))
+    if gradients:
+        fused(module.graph)
     release_freed_memory()  # what the recorded run has made
     return _split(module, len(values), single)
 

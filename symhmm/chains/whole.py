@@ -1,0 +1,122 @@
+"""Value and gradient of whole chains at once, on the CPU: from torch tensors to the numba kernel and back."""
+
+from functools import cache, partial
+from math import ceil
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from symhmm.chains import cpu
+from symhmm.chains.careful import careful_backward, careful_forward
+from symhmm.chains.places import memory, places
+from symhmm.chains.prepared import Prepared
+from symhmm.chains.sparse import listed
+from symhmm.chains.threads import cut, run, thread_count
+from symhmm.memory import empty_strided
+
+TOGETHER = 2**17  # bytes of messages up to which several groups of lanes are done together
+SLAB = 2**26  # bytes of messages up to which several chains are repeated in log space together
+
+
+def evidence_and_gradient(
+    initial: Tensor, transition: Tensor, emission: Tensor, terminal: Tensor, weight: Tensor | None, length: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Log-probability (*batch) of all that was seen, and the gradients of the sum of these with weights (*batch), 1 if None.
+
+    They have the shapes of the terms, but for the initial ones: that one is (*batch, S), not yet summed over what shares them.
+    """
+    call = cpu.call_of((transition, emission, terminal), length)
+    layout, dtype = call.layout, transition.dtype
+    if layout.blocks > 1 or layout.chains == 0 or listed(transition, emission, terminal, layout):
+        evidence, first, messages, scales, links = cpu.evidence(initial, transition, emission, terminal, length)
+        first = first if weight is None else weight[..., None] * first
+        return evidence, first, *cpu.backward(first, transition, emission, terminal, messages, scales, links, length)
+    weight = _ones(dtype, len(layout.batch)) if weight is None else weight
+    w = places(weight.shape, weight.stride(), False, layout, 1)
+    i = places(initial.shape, initial.stride(), False, layout, 1)
+    count = thread_count(3 * call.seconds, call.groups)
+    group = layout.width * ((layout.steps + 1) * layout.states + layout.steps)  # numbers of messages and scales
+    together = max(1, min(call.groups, TOGETHER // (group * dtype.itemsize)))
+    scratch = empty_strided((count, together * group), (together * group, 1), dtype)
+    evidence, first, last = (torch.empty(size, dtype=dtype) for size in (layout.batch, *2 * [call.message_size]))
+    (g_transition, f_parts, gf_gap), (g_emission, e_parts, ge_gap) = (x.parts(count) for x in call.gradients)
+    (size, rest, *_), f, e, _, gf, ge, _ = call.backward_arguments
+    lost = np.zeros(layout.padded, np.uint8)
+    kernel = call.kernel("whole_pass")
+    arguments = (
+        (size, rest, layout.steps, layout.chains, layout.padded, together), call.like,
+        transition.data_ptr(), (f[0], *f[2:]), emission.data_ptr(), (e[0], *e[2:]),
+        terminal.data_ptr(), (call.terminal.chains, *call.terminal.inner), initial.data_ptr(), (i.chains, *i.inner),
+        weight.data_ptr(), w.chains, lost, (scratch.data_ptr(), together * group * dtype.itemsize),
+        (evidence.data_ptr(), first.data_ptr(), last.data_ptr()),
+        (f_parts.data_ptr(), e_parts.data_ptr()), (*gf, gf_gap), (*ge, ge_gap),
+    )  # fmt: skip
+    if count == 1:
+        kernel(0, 1, *arguments)
+    else:
+        run([partial(kernel, part, count, *arguments) for part in range(count)])
+    if 1 in lost[: layout.chains].tobytes():
+        chains = np.flatnonzero(lost[: layout.chains])
+        states = np.arange(layout.states) * i.inner[0]
+        slabs = ceil(len(chains) * group * dtype.itemsize / layout.width / SLAB)
+        for low, high in cut(len(chains), min(len(chains), slabs)):
+            some = chains[low:high]
+            _repeat(
+                some, call, memory(weight, w.extent)[w.chains[some]], memory(initial, i.extent)[i.chains[some, None] + states],
+                (transition, emission, terminal), (f_parts, e_parts), (evidence, first, last),
+            )  # fmt: skip
+    to_transition, to_emission = call.gradients
+    return (
+        evidence, first, to_transition.total(g_transition, f_parts), to_emission.total(g_emission, e_parts),
+        last.sum_to_size(terminal.shape),
+    )  # fmt: skip
+
+
+@cache
+def _ones(dtype: torch.dtype, batch: int) -> Tensor:
+    return torch.ones([1] * batch, dtype=dtype)
+
+
+def _repeat(
+    chains: NDArray[np.int64],
+    call: Prepared,
+    weights: NDArray[Any],
+    initial: NDArray[Any],
+    terms: tuple[Tensor, Tensor, Tensor],
+    gradients: tuple[Tensor, Tensor],
+    results: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    """Some chains in log space: their results are written, and their gradients are added.
+
+    Args:
+        weights: shape (chains,).
+        initial: shape (chains, S), nats.
+        results: log-probabilities, and probabilities of the first and the last states.
+    """
+    count, states, dtype = len(chains), call.layout.states, initial.dtype
+    rows = np.arange(count)
+    transition, emission, terminal = (
+        (memory(x, at.extent), at.chains[chains], at.time, *at.inner)
+        for x, at in zip(terms, (call.transition, call.emission, call.terminal), strict=True)
+    )
+    shape = (rows, call.size, states // call.size, np.array(call.layout.starts))
+    messages = np.empty((call.layout.steps + 1) * states * count, dtype)
+    message, last = np.empty(count * states), np.zeros(count * states, dtype)
+    scales = np.empty(call.layout.steps * count, dtype)
+    careful_forward(*shape, *transition, *emission, *terminal[:2], terminal[3], messages, scales, count, message)
+    joint = torch.from_numpy(initial + message.reshape(count, states))
+    evidence = joint.logsumexp(-1)
+    first = (joint - evidence[:, None]).exp().masked_fill_(evidence[:, None] == -torch.inf, 0)
+    first = (first * torch.from_numpy(weights)[:, None]).to(results[1].dtype)
+    to = [
+        (memory(x, g.places.extent), g.places.chains[chains], g.places.time, *g.places.inner)
+        for x, g in zip(gradients, call.gradients, strict=True)
+    ]
+    careful_backward(
+        *shape, first.view(-1).numpy(), *transition, *emission, messages, count, *to[0][:3], *to[1], last, rows * states
+    )
+    for result, found in zip(results, (evidence, first, torch.from_numpy(last)), strict=True):
+        result.view(call.layout.chains, -1)[chains] = found.view(count, -1).to(result.dtype)
