@@ -8,11 +8,11 @@ from random_chains import random_terms
 from test_operator import every_path, gradients
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
-from torch.utils._pytree import tree_map
 
 from symhmm.chains.layout import device_layout_of, device_sizes
 from symhmm.chains.operator import chain_evidence, chain_message
 from symhmm.chains.reference import sequential
+from symhmm.compiler.step import trace
 from symhmm.errors import SymhmmError
 from symhmm.semiring import LOG
 
@@ -204,19 +204,37 @@ def test_the_operator_on_a_device_equals_the_one_on_the_cpu(chain):
         assert_close(seen, wanted, rtol=1e-10, atol=1e-10)
 
 
+def step(initial, *terms):
+    """Log-probability and its gradients."""
+    free = [x.detach().requires_grad_() for x in (initial, *terms)]
+    value = chain_evidence(free[0], *free[1:])
+    return value.detach(), *torch.autograd.grad(value.sum(), free)
+
+
 @on_device
-def test_tracers_and_vmap_on_a_device():
-    inputs = [torch.randn(size, dtype=torch.float64, device="cuda") for size in ((1, 3, 3), (40, 3), (3,))]
-
-    def value(*inputs):
-        return chain_evidence(inputs[2], *inputs[:2])
-
-    step = torch.func.grad_and_value(value, (0, 1, 2))
-    wanted = step(*[x.cpu() for x in inputs])
-    many = torch.func.vmap(step, (None, 0, None))(inputs[0], torch.stack([inputs[1]] * 3), inputs[2])
-    for found in (step(*inputs), make_fx(step)(*inputs)(*inputs), torch.compile(step)(*inputs)):
-        assert_close(tree_map(torch.Tensor.cpu, found), wanted, rtol=1e-10, atol=1e-10)
-    assert_close(tree_map(lambda x: x[1].cpu(), many), wanted, rtol=1e-10, atol=1e-10)
+@pytest.mark.parametrize("length", [1, 40, 4000])
+def test_tracers_and_vmap_on_a_device(length):
+    alone = [torch.randn(size, dtype=torch.float64) for size in ((3,), (1, 3, 3), (5, length, 3), (3,))]
+    wanted = step(*alone)
+    inputs = [x.to("cuda") for x in alone]
+    recorded = trace(step, inputs, [], gradients=True)
+    graph = make_fx(step)(*inputs)
+    found = {
+        "eager": step(*inputs),
+        "make_fx": graph(*inputs),
+        "compiled": recorded.numbers(inputs, recorded.constants([])),
+    }
+    found["fake"] = make_fx(step, tracing_mode="fake")(*inputs)(*inputs)
+    for name, seen in found.items():
+        assert_close(
+            [x.cpu() for x in seen], list(wanted), rtol=1e-10, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}"
+        )
+    many = torch.func.vmap(graph, (None, None, 0, None))(
+        *inputs[:2], torch.stack([inputs[2], inputs[2] - 1]), inputs[3]
+    )
+    assert_close([x[0].cpu() for x in many], list(wanted), rtol=1e-10, atol=1e-10)
+    whole = torch.compile(chain_message, fullgraph=True, backend="aot_eager")
+    assert_close(whole(*inputs[1:]).cpu(), chain_message(*alone[1:]), rtol=1e-10, atol=1e-10)
 
 
 @on_device
