@@ -15,19 +15,19 @@ FLOORS: list[dict[str, str]] = [
     {"": "errors memory"},
     {"": "semiring graph recorder", "distributions": "special chain circular positive unit counts atoms vectors"},
     {
-        "chains": "layout reference jit careful joins simd masked sums transpose lane_steps lanes_forward lanes_backward passes"
-        " whole_pass best_lanes sizes threads places prepared square_steps squares stages stage_tables stage_blocks"
-        " stage_products stage_steps stage_careful staged sparse evidence cpu whole segments path_steps stage_paths"
-        " staged_paths staged_best best_path cpu_best cuda_steps cuda registered registered_evidence operator paths"
-        " ranked_steps ranked filter_steps filters stage_filters staged_filters"
+        "chains": "layout reference jit careful joins simd tape_steps masked sums transpose lane_steps lanes_forward"
+        " lanes_backward passes whole_pass best_lanes sizes threads places prepared square_steps squares stages"
+        " stage_tables stage_blocks stage_products stage_steps stage_careful staged sparse evidence cpu whole segments"
+        " path_steps stage_paths staged_paths staged_best best_path cpu_best cuda_steps cuda registered"
+        " registered_evidence operator paths ranked_steps ranked filter_steps filters stage_filters staged_filters"
     },
     {
         "capture": "names marks time_index tracking inputs loops records stack verify observations enumeration giving"
         " sites deferred open factors program"
     },
     {
-        "compiler": "steps order plan lower arguments transforms builder arithmetic laws weighted squares summands linear"
-        " fused step layout roles free density expected marginal"
+        "compiler": "steps order plan lower arguments transforms builder arithmetic laws weighted squares summands"
+        " linear fused step tape taping taped layout roles free density expected marginal"
     },
     {
         "tables": "results bent arrow reweighted states support read gaps frame labels cells data naming scan formula design"
@@ -89,6 +89,7 @@ LATE = {
     "symhmm.chains.staged_best",
     "symhmm.chains.staged_filters",
     "symhmm.chains.staged_paths",
+    "symhmm.chains.tape_steps",
     "symhmm.chains.whole",
     "symhmm.models.mixed_hmm",
     "triton",
