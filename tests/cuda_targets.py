@@ -24,6 +24,9 @@ from symhmm.chains import cuda
 SHAPES = {
     "constant, one state": ((1, 1, 1, 1), (3, 5, 1), (1, 1), 5),
     "constant": ((1, 1, 3, 3), (20, 50, 3), (1, 3), 50),
+    "many chains": ((1, 1, 3, 3), (20_000, 2, 3), (1, 3), 2),
+    "many chains of eight states": ((1, 1, 8, 8), (20_000, 2, 8), (1, 8), 2),
+    "many chains, of every step": ((20_000, 2, 3, 3), (1, 1, 3), (1, 3), 2),
     "one step": ((1, 1, 3, 3), (20, 1, 3), (1, 3), 1),
     "many steps": ((1, 1, 3, 3), (1, 3000, 3), (1, 3), 3000),
     "of every step, shared by all": ((1, 9, 5, 5), (20, 9, 5), (20, 5), 9),

@@ -61,9 +61,11 @@ def reference(inputs, length, weight):
     return message.detach(), torch.autograd.grad(loss, free, allow_unused=True, materialize_grads=True)
 
 
+@pytest.mark.parametrize("schedulers", [1, 512])  # few: lanes are put together, as many as a program holds
 @pytest.mark.parametrize("holes", [0.0, 0.3])
 @pytest.mark.parametrize("name", CASES)
-def test_value_and_gradient_equal_the_reference(cuda, name, holes):
+def test_value_and_gradient_equal_the_reference(cuda, name, holes, schedulers, monkeypatch):
+    monkeypatch.setattr(cuda, "SCHEDULERS", schedulers)
     inputs, length, blocks = terms(name, holes)
     rank = max(inputs[0].dim() - 3, inputs[1].dim() - 2)
     aligned = [x[(None,) * (rank - x.dim() + event)] for x, event in zip(inputs, (3, 2, 1), strict=True)]

@@ -17,8 +17,9 @@ from symhmm.chains.layout import Layout, common_batch, device_layout_between, de
 from symhmm.chains.places import idle, places
 from symhmm.errors import SymhmmError
 
-# Numbers [lanes, from, to]: 4 or more for each thread of a warp; beyond 16 a thread has too few registers for float64.
-FEWEST, MOST = 128, 512
+# A warp holds at most so many bytes of numbers [from, to, lanes], 32 threads with registers for a few such tensors each, and
+# at least so many numbers; within these limits there are programs for all schedulers of a device.
+MOST_BYTES, FEWEST, SCHEDULERS = 4096, 128, 512
 WARPS = 16
 LARGEST = 256  # states; a program holds all moves of a step, beyond 64 of them partly in memory
 
@@ -127,10 +128,10 @@ def _recursion(
     if lanes == 0:
         return result, messages
     f, e = _rows(transition, layout, copies), _rows(emission, layout, copies)
-    size, block, warps = tile(states)
+    size, block, warps = tile(states, lanes, transition.dtype)
     lanes_forward[(triton.cdiv(lanes, block),)](
         transition, f[0], f[1], *f[2], emission, e[0], e[1], *e[2], ending, _idle(layout, copies, ending.device),
-        messages, result, lanes, layout.steps,
+        messages, result, lanes, layout.steps, 1,
         states=states, size=size, block=block, timed=transition.shape[-3] > 1, keep=keep,
         num_warps=warps, enable_fp_fusion=True,
     )  # fmt: skip
@@ -155,10 +156,10 @@ def _occupancies(
         g_transition = transition.new_empty(*layout.batch, layout.blocks, states, states)
     f, e = _rows(transition, layout, 1), _rows(emission, layout, 1)
     gf, ge = _rows(g_transition, layout, 1) if timed else f, _rows(g_emission, layout, 1)
-    size, block, warps = tile(states)
+    size, block, warps = tile(states, lanes, transition.dtype)
     lanes_backward[(triton.cdiv(lanes, block),)](
         transition, f[0], f[1], *f[2], emission, e[0], e[1], *e[2], starting, _idle(layout, 1, starting.device),
-        messages.contiguous(), g_transition, gf[0], gf[1], g_emission, ge[0], ge[1], finishing, lanes, layout.steps,
+        messages.contiguous(), g_transition, gf[0], gf[1], g_emission, ge[0], ge[1], finishing, lanes, layout.steps, 1,
         states=states, size=size, block=block, timed=timed, own=own, alike=alike,
         num_warps=warps, enable_fp_fusion=True,
     )  # fmt: skip
@@ -184,18 +185,21 @@ def _nothing(products: Tensor) -> Tensor:
     return products.new_zeros(*(1 for _ in products.shape[:-2]), products.shape[-1])
 
 
-def tile(states: int) -> tuple[int, int, int]:
+def tile(states: int, lanes: int, dtype: torch.dtype) -> tuple[int, int, int]:
     """States padded to a power of two, lanes in a program, and warps that share them.
 
-    Small programs of one warp: nothing in a step waits for another warp, and there are enough programs for all
-    multiprocessors where there are few chains.
+    Programs of one warp up to 16 states: nothing in a step waits for another warp. A thread holds a whole lane of few states
+    where there are many lanes; few lanes are spread over more programs.
 
     >>> from symhmm.chains.cuda import tile
-    >>> tile(3), tile(64)
-    ((4, 8, 1), (64, 1, 8))
+    >>> tile(3, 100_000, torch.float32), tile(3, 20, torch.float32), tile(64, 100, torch.float32)
+    ((4, 32, 1), (4, 8, 1), (64, 1, 8))
     """
     size = triton.next_power_of_2(states)
-    return size, max(1, FEWEST // size**2), min(WARPS, max(1, size**2 // MOST))
+    block = max(1, min(32, MOST_BYTES // dtype.itemsize // size**2))
+    while block > max(1, FEWEST // size**2) and triton.cdiv(lanes, block) < SCHEDULERS:
+        block //= 2
+    return size, block, min(WARPS, max(1, size**2 * 8 // MOST_BYTES))
 
 
 def _rows(x: Tensor, layout: Layout, copies: int) -> Rows:
