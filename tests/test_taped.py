@@ -1,6 +1,8 @@
 """Steps with tapes: the numbers of the step, fewer operations, and a way out for whoever looks at the operations."""
 
 import random
+import subprocess
+import sys
 import threading
 
 import pyro
@@ -143,3 +145,22 @@ def test_gradients_of_programs_are_played(dtype):
     close = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
     assert_close(value, wanted.detach(), **close)
     assert_close(gradient, slope, **close)
+
+
+def test_programs_without_kernels_do_not_import_numba():
+    done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+
+
+WITHOUT = """
+import sys, pyro, pyro.distributions as dist, symhmm, torch
+
+def model(y):
+    loc = pyro.param("loc", lambda: torch.zeros(()))
+    with pyro.plate("rows", 30):
+        pyro.sample("y", dist.StudentT(3.0, loc, loc.exp()), obs=y)
+
+density = symhmm.compile(model, torch.linspace(-1, 1, 30))
+density.value_and_grad(density.pack(density.initial()))
+sys.exit("numba" in sys.modules)
+"""

@@ -18,7 +18,7 @@ from symhmm.compiler.lower import lower
 from symhmm.compiler.plan import MEMORY_LIMIT, plan
 from symhmm.compiler.step import Constants, Step, trace
 from symhmm.compiler.steps import ChainContract, Plan
-from symhmm.compiler.taped import taped
+from symhmm.compiler.taped import quick
 from symhmm.compiler.transforms import differentiated, outside, uncollected
 from symhmm.errors import ProgramError, StructureDependsOnInput, SymhmmWarning
 from symhmm.graph import FactorGraph
@@ -160,7 +160,7 @@ class Density(FreeValues):
 
                 return f(factors, *inputs[:n])
 
-            return taped(trace(whole, values, self._inputs(), gradients=True), n)
+            return quick(trace(whole, values, self._inputs(), gradients=True), n)
 
         step, constants = self._step(key, recorded)
         out: tuple[Tensor, ...] = step.numbers(values, constants)
@@ -231,7 +231,7 @@ class Density(FreeValues):
                 constants = forward.prologue(*data[:n])
                 return _value_and_grad(lambda *values: forward.body(*values, *constants), self.layout, vector)
 
-            return taped(trace(gradient, [self.layout.pack(self.initial())], self._inputs(), gradients=True), 1)
+            return quick(trace(gradient, [self.layout.pack(self.initial())], self._inputs(), gradients=True), 1)
         chosen = None if key == ("factors",) else self._plan_for(key)
 
         def density(*inputs: Tensor) -> Tensor | list[Tensor]:

@@ -18,6 +18,7 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.utils._python_dispatch import _len_torch_dispatch_stack
 
 from symhmm.chains.places import LIKE
+from symhmm.chains.registered import DIRECT
 from symhmm.compiler.step import Constants, Step
 from symhmm.compiler.tape import MOST, Row, Tape
 from symhmm.compiler.taping import written
@@ -107,6 +108,13 @@ def play(part: Part, memory: Tensor | None, *inputs: Tensor) -> tuple[Tensor, ..
 
 def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(prod(shape[d + 1 :]) for d in range(len(shape)))
+
+
+def quick(step: Step, values: int) -> Step:
+    """`taped` where a kernel runs anyway: before the first, numba has to be imported, which takes longer than a short fit."""
+    operators = torch.ops.symhmm
+    own = {*DIRECT.values(), operators.squared.default, operators.squared_backward.default}
+    return taped(step, values) if any(n.target in own for n in step.body.graph.nodes) else step
 
 
 def taped(step: Step, values: int, fewest: int = FEWEST) -> Step:
