@@ -2,7 +2,7 @@
 
 A process of its own, since Triton decides when it is imported whether it interprets. Run as
 ``python tests/cuda_targets.py 90 constant "64 states"``, compute capability and some of `SHAPES` or none for all: one line
-of JSON for each kernel, with the memory beside registers where Triton has brought ``cuobjdump``.
+of JSON for each kernel, with the bytes that a thread keeps outside of registers where Triton has brought ``cuobjdump``.
 """
 
 import json
@@ -100,6 +100,7 @@ def main(capability: int, names: list[str]) -> None:
                     "bytes": len(made.asm["cubin"]),
                     "local": local_bytes(made.asm["cubin"]),
                     "shared": made.metadata.shared,
+                    "shuffles": made.asm["ptx"].count("shfl."),
                     "narrow": re.findall(r"arith\.muli .* : (?:tensor<\S*xi32>|i32)", made.asm["ttir"]),
                 }
                 print(json.dumps(found), flush=True)

@@ -9,6 +9,7 @@ from test_operator import every_path, gradients
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
+from symhmm.chains import cpu
 from symhmm.chains.layout import device_layout_of, device_sizes
 from symhmm.chains.operator import chain_evidence, chain_message
 from symhmm.chains.reference import sequential
@@ -187,6 +188,29 @@ def test_equals_the_sum_over_all_paths(cuda, chain):
     seen = cuda.backward(weight.to(DEVICE), *inputs, *saved, length)
     for g, w in zip(seen, gradients(wanted, free), strict=True):
         assert_close(g.cpu(), w, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_vmap_and_many_cotangents_become_part_of_the_batch(cuda, monkeypatch):
+    called = []
+
+    def seen(name):
+        kernel = getattr(cuda, name)
+        return lambda *args: (called.append(name), kernel(*args))[1]
+
+    for name in ("forward", "backward"):
+        # Where there is no device, the operator's kernels for the CPU stand aside.
+        monkeypatch.setattr(cuda if DEVICE == "cuda" else cpu, name, seen(name))
+    sizes = (1, 2, 2), (3, 90, 2), (2,)
+    terms = [torch.randn(size, dtype=torch.float64).to(DEVICE).requires_grad_() for size in sizes]
+    many = torch.func.vmap(chain_message, (None, 0, None))(*terms)
+    alone = terms[0], terms[1][1], terms[2]
+    message, wanted = (chain_message(*alone, strategy=name) for name in ("kernel", "sequential"))
+    assert_close(many[1], wanted, rtol=1e-10, atol=1e-10)
+    rows = torch.eye(2, dtype=torch.float64, device=DEVICE)
+    found, correct = (torch.autograd.grad(x, terms, rows, is_grads_batched=True) for x in (message, wanted))
+    assert_close(found, correct, rtol=1e-10, atol=1e-10)
+    assert set(called) == {"forward", "backward"}
 
 
 on_device = pytest.mark.skipif(DEVICE == "cpu", reason="no CUDA device: torch dispatches no operator to the kernels")

@@ -65,7 +65,7 @@ def _contracted(
     columns, _ = _recursion(transition, emission, units, layout, keep=False, copies=states)
     products = columns.reshape(*batch, layout.blocks, states, states).mT
     peaks = products.amax((-2, -1))
-    peaks = torch.where(peaks == -torch.inf, 0, peaks)
+    peaks = peaks.masked_fill(peaks == -torch.inf, 0)  # a number given to `torch.where` would be copied to the device
     products = (products - peaks[..., None, None]).to(transition.dtype).contiguous()
     # Step 2: the chain of blocks; its message is that of the whole chain.
     coarse = device_layout_between(layout)
