@@ -14,7 +14,7 @@ three states: 331 instructions in place of 1060.)
 import triton
 import triton.language as tl
 
-LANEWISE = tl.constexpr(16)  # states, padded, up to which threads hold whole lanes
+LANEWISE = tl.constexpr(16)  # states, padded, up to which neighbouring threads hold different lanes
 
 
 @triton.jit
