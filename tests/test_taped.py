@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 import symhmm
 from symhmm.compiler.step import trace
-from symhmm.compiler.taped import TapedStep, taped
+from symhmm.compiler.taped import TapedStep, quick, taped
 from symhmm.recorder import record
 
 X, Y = torch.randn(3, 4, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
@@ -145,6 +145,17 @@ def test_gradients_of_programs_are_played(dtype):
     close = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
     assert_close(value, wanted.detach(), **close)
     assert_close(gradient, slope, **close)
+
+
+def test_long_graphs_are_one_operation():
+    def f(x):
+        for i in range(600):
+            x = (x.sin() + i).cos()
+        return x.sum(0) - x
+
+    step = quick(trace(f, [X], []), 1)
+    assert operations(step) == ["play"]
+    assert_close(step.numbers([X], step.constants([])), f(X), rtol=1e-10, atol=1e-10)
 
 
 def test_programs_without_kernels_do_not_import_numba():

@@ -24,7 +24,8 @@ from symhmm.compiler.tape import MOST, Row, Tape
 from symhmm.compiler.taping import written
 
 FEWEST = 8  # operations that a part must save: its call takes as long as some four, and each tensor that goes in or out as one
-LARGEST = 2**17  # numbers of a memory, which is then near at hand
+MANY = 1000  # operations that take as long in some hundred evaluations as numba takes to import
+LARGEST = 2**20  # numbers of a memory, which is then near at hand
 LITERALS = 32  # places for numbers that no operation names, such as one
 
 
@@ -111,10 +112,10 @@ def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def quick(step: Step, values: int) -> Step:
-    """`taped` where a kernel runs anyway: before the first, numba has to be imported, which takes longer than a short fit."""
+    """`taped`; where no other kernel runs, only what makes up for importing numba."""
     operators = torch.ops.symhmm
     own = {*DIRECT.values(), operators.squared.default, operators.squared_backward.default}
-    return taped(step, values) if any(n.target in own for n in step.body.graph.nodes) else step
+    return taped(step, values, FEWEST if any(n.target in own for n in step.body.graph.nodes) else MANY)
 
 
 def taped(step: Step, values: int, fewest: int = FEWEST) -> Step:
@@ -128,7 +129,7 @@ def taped(step: Step, values: int, fewest: int = FEWEST) -> Step:
     assert isinstance(constants, tuple)
     devices = {n.meta["device"].type for n in (*nodes, *constants) if "device" in n.meta}
     dtypes = list({n.meta["val"].dtype for n in nodes[:values]})
-    if devices != {"cpu"} or len(dtypes) != 1 or dtypes[0] not in LIKE:
+    if len(nodes) < fewest or devices != {"cpu"} or len(dtypes) != 1 or dtypes[0] not in LIKE:
         return step
     like = dict(zip(nodes[values:], (n.meta.get("val") for n in constants), strict=False))
     refused: set[fx.Node] = set()
@@ -136,7 +137,7 @@ def taped(step: Step, values: int, fewest: int = FEWEST) -> Step:
     while True:
         draft = _drafted(nodes, values, like, dtypes[0], most, refused)
         few = {part for part, count in draft.saved().items() if count < fewest}
-        if draft.tape.size > LARGEST:
+        if draft.tape.size > LARGEST and most:
             most //= 2
         elif not few:
             return draft.step(step) if draft.made else step
