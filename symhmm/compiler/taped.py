@@ -26,6 +26,7 @@ from symhmm.compiler.taping import written
 FEWEST = 8  # operations that a part must save: its call takes as long as some four, and each tensor that goes in or out as one
 MANY = 1000  # operations that take as long in some hundred evaluations as numba takes to import
 LARGEST = 2**20  # numbers of a memory, which is then near at hand
+TRIES = 8  # at tapes of which no part is too short
 LITERALS = 32  # places for numbers that no operation names, such as one
 
 
@@ -134,15 +135,16 @@ def taped(step: Step, values: int, fewest: int = FEWEST) -> Step:
     like = dict(zip(nodes[values:], (n.meta.get("val") for n in constants), strict=False))
     refused: set[fx.Node] = set()
     most = MOST
-    while True:
+    for _ in range(TRIES):
         draft = _drafted(nodes, values, like, dtypes[0], most, refused)
         few = {part for part, count in draft.saved().items() if count < fewest}
-        if draft.tape.size > LARGEST and most:
+        if draft.tape.size > LARGEST:
             most //= 2
-        elif not few:
-            return draft.step(step) if draft.made else step
-        else:
+        elif few:
             refused |= {n for n in draft.made if draft.level[n] in few}
+        else:
+            return draft.step(step) if draft.made else step
+    return step
 
 
 @dataclass
@@ -154,7 +156,7 @@ class _Draft:
         most: numbers of a tensor.
         inputs: placeholders of the body, of which the first ``values`` change from call to call.
         first: numbers that are in the memory from the start.
-        packed: those of them that are laid into the memory from the start, in order, behind the literals.
+        packed: those of them that are laid into the memory from the start, in order, behind the literals; which constants.
         env: places of the numbers of all tensors that the tape makes or reads.
         made: nodes that it makes.
         read: nodes that it reads from outside, with the first part that does.
@@ -167,7 +169,7 @@ class _Draft:
     inputs: list[fx.Node]
     values: int
     first: int
-    packed: list[fx.Node]
+    packed: dict[fx.Node, int]
     env: dict[fx.Node, Any]
     made: set[fx.Node]
     read: dict[fx.Node, int]
@@ -229,11 +231,14 @@ class _Draft:
         env = {n: graph.node_copy(n) for n in self.inputs}
         packed, memory = graph.placeholder("packed"), None
         places = np.concatenate([*tape.places, np.zeros(1, dtype=np.int32)])
-        parts = sorted(tape.rows.keys() | reads.keys())
+        parts = tape.rows.keys() | reads.keys()
+        others: dict[int, list[fx.Node]] = {}
+        for n in calls:
+            if n not in self.made:
+                others.setdefault(self.level[n], []).append(n)
         for level in range(max(self.level.values()) + 1):
-            for n in calls:
-                if n not in self.made and self.level[n] == level:
-                    env[n] = graph.node_copy(n, env.__getitem__)
+            for n in others.get(level, []):
+                env[n] = graph.node_copy(n, env.__getitem__)
             if level not in parts:
                 continue
             given = reads.get(level, [])
@@ -260,9 +265,10 @@ class _Draft:
         # Step 3: what is in the memory from the start.
         literals = torch.zeros(self.first - sum(self.env[n].numel() for n in self.packed), dtype=self.dtype)
         literals[: len(tape.constants)] = torch.tensor(tape.constants, dtype=self.dtype)
-        packs = tuple(self.inputs.index(n) - self.values for n in self.packed)
         shapes = tuple(tuple(n.meta["val"].shape) for n in self.inputs[: self.values])
-        return TapedStep(step.prologue, fx.GraphModule(root, graph), step, literals, packs, shapes)
+        return TapedStep(
+            step.prologue, fx.GraphModule(root, graph), step, literals, tuple(self.packed.values()), shapes
+        )
 
 
 def _is_small(x: Any, most: int, *dtypes: torch.dtype) -> bool:
@@ -280,9 +286,11 @@ def _drafted(
     """A draft of nodes that are not refused; ``like`` holds the constants' shapes."""
     inputs = [n for n in nodes if n.op == "placeholder"]
     # Numbers without dimensions take the type of what they meet.
-    packed = [
-        n for n, x in like.items() if _is_small(x, most, dtype, torch.bool) or (_is_small(x, 1, *LIKE) and not x.dim())
-    ]
+    packed = {
+        n: i
+        for i, (n, x) in enumerate(like.items())
+        if _is_small(x, most, dtype, torch.bool) or (_is_small(x, 1, *LIKE) and not x.dim())
+    }
     tape = Tape(size=LITERALS + sum(isinstance(x, int | float) for n in nodes for x in n.args))
     env: dict[fx.Node, Any] = {n: tape.new(like[n].numel()).reshape(like[n].shape) for n in packed}
     draft = _Draft(tape, dtype, most, inputs, values, tape.size, packed, env, set(), {}, dict.fromkeys(inputs, 0))
