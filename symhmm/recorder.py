@@ -20,6 +20,8 @@ from symhmm.errors import StructureDependsOnInput
 
 _ATEN = torch.ops.aten
 _LOCAL = threading.local()
+# Long operations of which a recording only needs the shapes, and functions that make the same without numbers.
+BLANK: dict[Any, Callable[..., Any]] = {}
 # What these make depends on the shape of a tensor, not on what it holds.
 SHAPE_ONLY = {
     "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like",
@@ -72,7 +74,8 @@ class Recorder(TorchDispatchMode):
             func = _ATEN.lift_fresh_copy.default  # the constant itself must not be written to
         name = func.overloadpacket.__name__
         node = self.graph.create_node("call_function", func, self._nodes(args), self._nodes(kwargs), name)
-        out = func(*args, **kwargs)
+        # Nobody can read what depends on an input.
+        out = (BLANK[func] if func in BLANK and _input_of(node) else func)(*args, **kwargs)
         if isinstance(out, Tensor):
             self._known(out, node)
         elif isinstance(out, (tuple, list)):
@@ -102,6 +105,8 @@ def record(
     f: Callable[[list[Tensor], list[Tensor]], Sequence[Tensor]], values: Sequence[Tensor], data: Sequence[Tensor]
 ) -> fx.GraphModule:
     """``f(values, data)`` as a graph of ATen calls, with one placeholder for each tensor and a list as output.
+
+    Operators in `BLANK` that depend on an input are not carried out: nobody can read what they would make.
 
     Raises:
         StructureDependsOnInput: a number is read out of a tensor that depends on an input.
@@ -154,19 +159,27 @@ def untraced() -> Iterator[None]:
 def require_constant(reader: str, x: Tensor) -> None:
     """Refuse reading ``x`` while tracing if it depends on an input of the trace: it would be baked in silently."""
     origin = _origin(x)
-    todo = [] if origin is None else [origin]
+    found = None if origin is None else _input_of(origin)
+    if found is not None:
+        raise StructureDependsOnInput(
+            f"the program reads a number ({reader}) out of a tensor that depends on input {found.name!r}.",
+            placeholder=found.name,
+            suggestion="torch.where instead of a Python branch",
+        )
+
+
+def _input_of(node: fx.Node) -> fx.Node | None:
+    """An input on whose numbers those of a node depend."""
+    todo = [node]
     seen = set(todo)
     while todo:
         node = todo.pop()
         if node.op == "placeholder":
-            raise StructureDependsOnInput(
-                f"the program reads a number ({reader}) out of a tensor that depends on input {node.name!r}.",
-                placeholder=node.name,
-                suggestion="torch.where instead of a Python branch",
-            )
+            return node
         if getattr(node.target, "__name__", "").split(".")[0] not in SHAPE_ONLY:
             todo += [n for n in node.all_input_nodes if n not in seen]
             seen.update(node.all_input_nodes)
+    return None
 
 
 def _origin(x: Tensor) -> fx.Node | None:

@@ -12,6 +12,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
 import symhmm
+from symhmm.chains import cpu
+from symhmm.chains.operator import chain_evidence
 from symhmm.errors import ProgramError, StructureDependsOnInput
 from symhmm.recorder import record, require_constant, tracing, untraced
 
@@ -155,3 +157,33 @@ def test_random_numbers_of_a_generator_are_refused_by_name(draw) -> None:
     with pytest.raises(ProgramError, match="draws random numbers") as caught:
         symhmm.compile(program, torch.zeros(3))
     assert "Try: pass them as an argument" in str(caught.value)
+
+
+def chained(v: Tensor, d: Tensor) -> list[Tensor]:
+    values = [x.detach().requires_grad_() for x in (v, d)]
+    total = chain_evidence(torch.zeros(2), values[0][None], values[1]).sum()
+    return [total.detach(), *torch.autograd.grad(total, values)]
+
+
+def test_chains_are_recorded_without_being_carried_out(monkeypatch) -> None:
+    calls = []
+    monkeypatch.setattr(cpu, "evidence", lambda *args: calls.append("value"))
+    monkeypatch.setattr(cpu, "backward", lambda *args: calls.append("gradient"))
+    inputs = [torch.randn(2, 2)], [torch.randn(3, 20, 2)]
+    module = record(lambda values, data: chained(values[0], data[0]), *inputs)
+    assert calls == []
+    monkeypatch.undo()
+    v, d = torch.randn(2, 2), torch.randn(3, 20, 2)
+    assert_close(list(module(v, d)), chained(v, d))
+
+
+def test_chains_of_constants_have_numbers_that_may_be_read() -> None:
+    d = torch.randn(20, 2)
+
+    def reads(values: list[Tensor], data: list[Tensor]) -> list[Tensor]:
+        size = chain_evidence(torch.zeros(2), torch.zeros(1, 2, 2), d)
+        return [values[0] * size.item()]
+
+    assert_close(record(reads, [torch.ones(2)], [])(torch.ones(2))[0], reads([torch.ones(2)], [])[0])
+    with pytest.raises(StructureDependsOnInput, match="data_0"):
+        record(lambda v, d: [v[0] * chained(v[0], d[0])[0].item()], [torch.randn(2, 2)], [torch.randn(3, 20, 2)])

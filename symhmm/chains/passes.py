@@ -7,7 +7,7 @@ carries out, ``part`` of ``parts`` which share of the lanes is its own.
 
 import numpy as np
 
-from symhmm.chains.jit import kernel
+from symhmm.chains.jit import inner, kernel
 from symhmm.chains.joins import join_backward, join_forward, read_terminal
 from symhmm.chains.lanes_backward import lanes_backward
 from symhmm.chains.lanes_forward import lanes_forward
@@ -16,9 +16,10 @@ from symhmm.chains.simd import lanes_of, numbers_at
 UNITS, JOIN, RECURSION, END = range(4)
 
 
-@kernel
-def _share(count, part, parts):
-    return count * part // parts, count * (part + 1) // parts
+@inner
+def share(count, part, parts):
+    """The groups of lanes of a part; the first parts, which the caller takes while other threads wake, are the larger ones."""
+    return -(-count * part // parts), -(-count * (part + 1) // parts)
 
 
 @kernel
@@ -46,7 +47,7 @@ def forward_pass(
     width = lanes_of(numbers_at(transition_at, like))
     for phase in range(first, last):
         if phase == UNITS:
-            low, high = _share(unit_lanes // width, part, parts)
+            low, high = share(unit_lanes // width, part, parts)
             lanes_forward(
                 low, high, size, rest, steps, unit_lanes, idles[1],
                 like, transition_at, f[1], f[2], f[3], f[4], f[5], emission_at, e[1], e[2], e[3],
@@ -60,7 +61,7 @@ def forward_pass(
                     ending, lanes, numbers_at(links_at, np.float64(0)), flags,
                 )  # fmt: skip
         else:
-            low, high = _share(lanes // width, part, parts)
+            low, high = share(lanes // width, part, parts)
             lanes_forward(
                 low, high, size, rest, steps, lanes, idles[0],
                 like, transition_at, f[0], f[2], f[3], f[4], f[5], emission_at, e[0], e[2], e[3],
@@ -105,7 +106,7 @@ def backward_pass(
                 numbers_at(messages_at, like), lanes, starting,
             )  # fmt: skip
         elif phase == RECURSION:
-            low, high = _share(lanes // width, part, parts)
+            low, high = share(lanes // width, part, parts)
             lanes_backward(
                 low, high, size, rest, steps, lanes, used, idle,
                 like, transition_at, f[0], f[2], f[3], f[4], f[5], emission_at, e[0], e[2], e[3],

@@ -17,6 +17,8 @@ from torch._C._functorch import peek_interpreter_stack
 from symhmm.chains.layout import common_batch, device_sizes, layout_of
 from symhmm.chains.stages import Stages
 from symhmm.errors import SymhmmError
+from symhmm.memory import LARGE
+from symhmm.recorder import BLANK
 
 # numba takes a second to import and is of no use before the first chain: the kernels are imported when they are called.
 
@@ -46,6 +48,22 @@ def cpu_operator(function: Callable[..., Any]) -> Any:
 
     DIRECT[operator] = direct
     return made
+
+
+def shaped(made: Any) -> Callable[[Callable[..., tuple[Tensor, ...]]], Callable[..., tuple[Tensor, ...]]]:
+    """Tell torch's compiler and our recorder what an operator makes of inputs without their numbers."""
+
+    def register(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+        made.register_fake(function)
+        BLANK[made._opoverload] = lambda *args: tuple(map(_unknown, function(*args)))
+        return function
+
+    return register
+
+
+def _unknown(x: Tensor) -> Tensor:
+    """No numbers, so that nobody takes them for some; what is large stays memory that nobody has touched."""
+    return x.fill_(torch.nan) if x.is_floating_point() and x.numel() * x.itemsize < LARGE else x
 
 
 @cpu_operator
@@ -208,7 +226,7 @@ def _(
     return cuda.backward(weight, transition, emission, terminal, messages, between, products, length)
 
 
-@chain.register_fake
+@shaped(chain)
 def like_chain(transition: Tensor, emission: Tensor, terminal: Tensor, length: int) -> tuple[Tensor, ...]:
     """What `chain` returns, without numbers."""
     batch = common_batch(transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1])
@@ -219,13 +237,13 @@ def like_chain(transition: Tensor, emission: Tensor, terminal: Tensor, length: i
     return message, layout.messages(transition), layout.scales(transition), layout.links(transition)
 
 
-@chain_in_segments.register_fake
+@shaped(chain_in_segments)
 def _(transition: Tensor, emission: Tensor, terminal: Tensor, length: int, segments: int) -> tuple[Tensor, ...]:
     batch, states = common_batch(transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1]), transition.shape[-2]
     return transition.new_empty([*batch, states]), transition.new_empty([*batch, segments, states])
 
 
-@chain_in_stages.register_fake
+@shaped(chain_in_stages)
 def _(transition: Tensor, emission: Tensor, terminal: Tensor, length: int, stages: list[int]) -> tuple[Tensor, ...]:
     batch = common_batch(transition.shape[:-2], emission.shape[:-2], terminal.shape[:-1])
     layout = layout_of(batch, length, emission.shape[-1], transition.dtype, blocks=1)
@@ -233,7 +251,7 @@ def _(transition: Tensor, emission: Tensor, terminal: Tensor, length: int, stage
     return message, layout.messages(transition), layout.scales(transition)
 
 
-@stages_in_segments.register_fake
+@shaped(stages_in_segments)
 def _(
     transition: Tensor, emission: Tensor, terminal: Tensor, length: int, segments: int, stages: list[int]
 ) -> tuple[Tensor, ...]:
@@ -241,14 +259,14 @@ def _(
     return transition.new_empty([*batch, states]), transition.new_empty([*batch, segments, states])
 
 
-@best_in_stages.register_fake
+@shaped(best_in_stages)
 def _(transition: Tensor, emission: Tensor, terminal: Tensor, length: int, stages: list[int]) -> tuple[Tensor, ...]:
     batch = common_batch(transition.shape[:-2], emission.shape[:-2], terminal.shape[:-1])
     sums, states = Stages.decoded(stages).sums, emission.shape[-1]
     return transition.new_empty([*batch, states]), transition.new_empty([*batch, length, sum(sums)], dtype=torch.int16)
 
 
-@best.register_fake
+@shaped(best)
 def _(transition: Tensor, emission: Tensor, terminal: Tensor, length: int) -> tuple[Tensor, ...]:
     batch, states = common_batch(transition.shape[:-3], emission.shape[:-2], terminal.shape[:-1]), transition.shape[-2]
     return transition.new_empty([*batch, states]), transition.new_empty([*batch, length, states], dtype=torch.int16)
@@ -309,7 +327,7 @@ def _register(forward: Any, backward: Any, outputs: int, fake: Any = _fake_gradi
         inputs = [every(info, x, d) for x, d in zip(tensors, in_dims, strict=False)]
         return backward(*inputs, *args[len(tensors) :]), (0, 0, 0)
 
-    backward.register_fake(fake)
+    shaped(backward)(fake)
     forward.register_autograd(gradient, setup_context=_setup)
     backward.register_autograd(no_second_gradient)
     forward.register_vmap(batched)

@@ -20,6 +20,7 @@ from symhmm.chains.registered import (
     leading,
     like_chain,
     no_second_gradient,
+    shaped,
 )
 
 
@@ -47,7 +48,7 @@ def _(
     return evidence, occupancy, messages, between, products
 
 
-@chain_evidence.register_fake
+@shaped(chain_evidence)
 def _(initial: Tensor, transition: Tensor, emission: Tensor, terminal: Tensor, length: int) -> tuple[Tensor, ...]:
     message, *kept = like_chain(transition, emission, terminal, length)
     return message.new_empty(message.shape[:-1]), message, *kept
@@ -111,7 +112,7 @@ def _(
     return evidence, first, *cuda.backward(first, transition, emission, terminal, messages, between, products, length)
 
 
-@chain_evidence_gradient.register_fake
+@shaped(chain_evidence_gradient)
 def _(
     initial: Tensor, transition: Tensor, emission: Tensor, terminal: Tensor, weight: Tensor | None, length: int
 ) -> tuple[Tensor, ...]:

@@ -8,6 +8,7 @@ import numpy as np
 from symhmm.chains.jit import inner, kernel
 from symhmm.chains.lanes_backward import lanes_backward
 from symhmm.chains.lanes_forward import lanes_forward
+from symhmm.chains.passes import share
 from symhmm.chains.simd import lanes_of, numbers_at
 
 
@@ -68,8 +69,7 @@ def whole_pass(
     most = states * tile * width
     idle, ending, starts = np.zeros(tile * width, np.bool_), np.empty(most), np.empty(most)
     starting, finishing = np.empty(most, messages.dtype), np.empty(most, messages.dtype)
-    groups = all_lanes // width
-    low, top = groups * part // parts, groups * (part + 1) // parts
+    low, top = share(all_lanes // width, part, parts)
     while low < top:
         count = min(tile, top - low)
         a, lanes = low * width, count * width
