@@ -1,6 +1,7 @@
 """The chain operator against all hidden paths, one by one."""
 
 import itertools
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -8,10 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_chains import random_terms
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 
-from symhmm.chains.operator import chain_message, segment_count
+from symhmm.chains.layout import DEVICE_STATES
+from symhmm.chains.operator import _kernel, chain_message, segment_count
+from symhmm.chains.registered import chain
 from symhmm.errors import ShapeError, SymhmmError
 from symhmm.semiring import LOG, MAX, Semiring
 
@@ -310,3 +314,10 @@ def test_segments_keep_the_messages_of_one_at_a_time():
     message, ends = torch.ops.symhmm.chain_in_segments(*inputs, 1000, 10)
     assert message.shape == (1, 8) and ends.shape == (1, 10, 8)
     assert segment_count(torch.zeros(1, 1, 8, 8), torch.zeros(1, 1, 8), torch.zeros(1, 8), 10**8) == 12
+
+
+def test_too_many_states_for_a_device_go_by_the_reference():
+    with FakeTensorMode():
+        few, many = (torch.empty(1, k, k, device="cuda") for k in (DEVICE_STATES, DEVICE_STATES + 1))
+        assert _kernel(few, 1, LOG) is (chain if find_spec("triton") else None)
+        assert _kernel(many, 1, LOG) is None

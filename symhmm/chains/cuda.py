@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from symhmm.chains.cuda_steps import lanes_backward, lanes_forward
-from symhmm.chains.layout import Layout, common_batch, device_layout_between, device_layout_of
+from symhmm.chains.layout import DEVICE_STATES, Layout, common_batch, device_layout_between, device_layout_of
 from symhmm.chains.places import idle, places
 from symhmm.errors import SymhmmError
 
@@ -21,7 +21,6 @@ from symhmm.errors import SymhmmError
 # at least so many numbers; within these limits there are programs for all schedulers of a device.
 MOST_BYTES, FEWEST, SCHEDULERS = 4096, 128, 512
 WARPS = 16
-LARGEST = 256  # states; a program holds all moves of a step, beyond 64 of them partly in memory
 
 Rows = tuple[Tensor, int, tuple[int, ...]]
 
@@ -37,9 +36,9 @@ def forward(
         SymhmmError: more than 256 states.
     """
     states = transition.shape[-1]
-    if states > LARGEST:
+    if states > DEVICE_STATES:
         raise SymhmmError(
-            f"the chain kernel for CUDA takes at most {LARGEST} states.",
+            f"the chain kernel for CUDA takes at most {DEVICE_STATES} states.",
             details=[f"states seen {states}"],
             suggestion="strategy='sequential', whose steps are operations of torch",
         )

@@ -10,6 +10,9 @@ from torch import Tensor
 from symhmm.memory import empty_strided
 
 VECTOR_BYTES = 64
+DEVICE_STATES = (
+    256  # that a kernel for a device takes: a program holds all moves of a step, beyond 64 of them partly in memory
+)
 ALONE = 2**15  # steps in all chains below which one thread does all the work
 
 

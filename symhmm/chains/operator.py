@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from symhmm.chains import reference
-from symhmm.chains.layout import common_batch
+from symhmm.chains.layout import DEVICE_STATES, common_batch
 from symhmm.chains.registered import best, best_in_stages, chain, chain_in_segments, chain_in_stages, stages_in_segments
 from symhmm.chains.registered_evidence import chain_evidence as evidence_operator
 from symhmm.chains.stages import Stages, dense, joined
@@ -210,7 +210,7 @@ def _kernel(transition: Tensor, history: int, semiring: Semiring) -> Callable[..
     if transition.device.type == "cpu":
         return {LOG: chain, MAX: best}.get(semiring)
     on_device = transition.device.type == "cuda" and semiring == LOG and history == 1
-    return chain if on_device and find_spec("triton") else None
+    return chain if on_device and transition.shape[-1] <= DEVICE_STATES and find_spec("triton") else None
 
 
 def segment_count(transition: Tensor, emission: Tensor, terminal: Tensor, length: int) -> int:
