@@ -11,7 +11,9 @@ from torch import Tensor
 
 LARGE = 2**18  # bytes: smaller tensors are torch's own affair
 ALIGNED = 64  # bytes: a cache line
-KEPT = 2**30  # bytes: larger tensors, and free memory beyond this, go back to the system at once
+KEPT = (
+    2**31 - 1
+)  # bytes, the most that can be said: larger tensors, and free memory beyond this, go back to the system at once
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of mallopt(3)
 _CHOSEN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")

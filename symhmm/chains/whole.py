@@ -37,7 +37,7 @@ def evidence_and_gradient(
     weight = _ones(dtype, len(layout.batch)) if weight is None else weight
     w = places(weight.shape, weight.stride(), False, layout, 1)
     i = places(initial.shape, initial.stride(), False, layout, 1)
-    count = thread_count(3 * call.seconds, call.groups)
+    count = thread_count(2.2 * call.seconds, call.groups)
     group = layout.width * ((layout.steps + 1) * layout.states + layout.steps)  # numbers of messages and scales
     together = max(1, min(call.groups, TOGETHER // (group * dtype.itemsize)))
     scratch = empty_strided((count, together * group), (together * group, 1), dtype)
