@@ -16,7 +16,7 @@ FLOORS: list[dict[str, str]] = [
     {"": "semiring graph recorder", "distributions": "special chain circular positive unit counts atoms vectors"},
     {
         "chains": "layout reference jit careful joins simd tape_steps masked sums transpose lane_steps lanes_forward"
-        " lanes_backward passes whole_pass best_lanes sizes threads places prepared square_steps squares stages"
+        " lanes_backward passes single_pass whole_pass best_lanes sizes threads places prepared square_steps squares stages"
         " stage_tables stage_blocks stage_products stage_steps stage_careful staged sparse evidence cpu whole segments"
         " path_steps stage_paths staged_paths staged_best best_path cpu_best cuda_steps cuda registered"
         " registered_evidence operator paths ranked_steps ranked filter_steps filters stage_filters staged_filters"

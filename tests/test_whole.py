@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from symhmm.chains import cpu, threads, whole
 from symhmm.chains.operator import chain_evidence
+from symhmm.chains.prepared import prepared
 from symhmm.compiler.step import trace
 from symhmm.errors import SymhmmError
 from symhmm.semiring import LOG
@@ -66,6 +67,7 @@ def terms(batch, length, size, *, moving=False, own=True, dtype=torch.float64):
     return [x.to(dtype) for x in inputs]
 
 
+# Of the last four, some or all chains are done one by one.
 SIZES = [
     ((37,), 45, 3),
     ((2, 9), 70, 7),
@@ -95,25 +97,28 @@ def test_equals_the_reference(batch, length, size, moving, own, dtype, parts, mo
         assert_close(x.double(), w, rtol=1e-10 if exact else 1e-3, atol=1e-10 if exact else 1e-3)
 
 
-def left_to_right(batch, dtype):
+def left_to_right(batch, size, dtype):
     """Once the last state is reached it is never left, and late observations speak against it: messages differ by 1e5 nats."""
-    moves = torch.tensor([[0.9, 0.1, 0.0], [0.0, 0.9, 0.1], [0.0, 0.0, 1.0]], dtype=dtype).log()[None]
-    emission = 100 * torch.randn(*batch, 300, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    emission[::2] /= 100  # every second chain loses nothing
-    return [torch.zeros(3, dtype=dtype), moves, emission.to(dtype), torch.zeros(3, dtype=dtype)]
+    moves = (0.9 * torch.eye(size) + 0.1 * torch.eye(size).roll(1, 1)).triu()
+    moves[-1, -1] = 1
+    emission = 100 * torch.randn(*batch, 300, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    emission[::2] = 0  # every second chain loses nothing
+    ends = [torch.zeros(size, dtype=dtype) for _ in range(2)]
+    return [ends[0], moves.log()[None].to(dtype), emission.to(dtype), ends[1]]
 
 
+@pytest.mark.parametrize("count, size", [(40, 3), (35, 17)])
 @pytest.mark.parametrize("slab", [1, whole.SLAB])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_lost_messages_are_repeated_in_log_space(dtype, slab, monkeypatch):
+def test_lost_messages_are_repeated_in_log_space(dtype, slab, count, size, monkeypatch):
     repeated = []
     monkeypatch.setattr(whole, "SLAB", slab)
     repeat = whole._repeat
     monkeypatch.setattr(whole, "_repeat", lambda chains, *rest: repeated.extend(chains) or repeat(chains, *rest))
-    inputs, weight = left_to_right((40,), dtype), torch.linspace(-1, 2, 40, dtype=dtype)
+    inputs, weight = left_to_right((count,), size, dtype), torch.linspace(-1, 2, count, dtype=dtype)
     wanted = value_and_gradient([x.double() for x in inputs], weight.double(), strategy="sequential")
     seen = at_once(inputs, weight)
-    assert {1, 3, 5} < set(repeated) <= set(range(1, 40, 2))
+    assert {1, 3, 33} < set(repeated) <= set(range(1, count, 2))
     exact = dtype == torch.float64
     assert_close(seen[0].double(), wanted[0], rtol=1e-10 if exact else 1e-6, atol=0)
     for x, w in zip(seen[1:], wanted[1:], strict=True):
@@ -129,13 +134,38 @@ def test_groups_of_lanes_together_or_one_by_one(together, monkeypatch):
     assert_close(at_once(inputs), wanted, rtol=0, atol=0)
 
 
-def test_impossible_observations_and_numbers_that_are_none():
-    inputs = terms((20,), 30, 3, own=False)
-    inputs[2][4, 7] = -torch.inf
-    inputs[2][5, 7, 1] = torch.nan
+@pytest.mark.parametrize("count, size", [(20, 3), (6, 16), (22, 16)])
+def test_impossible_observations_and_numbers_that_are_none(count, size):
+    inputs = terms((count,), 30, size, own=False, dtype=torch.float32)
+    inputs[2][-2, 7] = -torch.inf
+    inputs[2][-3, 7, 1] = torch.nan
     value, *found = at_once(inputs)
-    assert value[4] == -torch.inf and value[5].isnan() and value.isfinite().sum() == 18
-    assert (found[2][4] == 0).all() and found[2][6:].isfinite().all()
+    assert value[-2] == -torch.inf and value[-3].isnan() and value.isfinite().sum() == count - 2
+    assert (found[2][-2] == 0).all() and found[2][-1].isfinite().all() and found[2][:-3].isfinite().all()
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (2, 0, 1)])
+@pytest.mark.parametrize("copies", [1, 3])
+def test_any_order_of_memory_and_terms_that_chains_share(order, copies):
+    """A transition of its own for each copy makes them share emission terms."""
+    initial, _, emission, terminal = terms((5,), 45, 18, own=False)
+    back = [order.index(d) for d in range(3)]
+    emission = emission.permute(order).contiguous().permute(back)[None]
+    transition = torch.randn(copies, 1, 1, 18, 18, dtype=torch.float64)
+    inputs = [initial, transition, emission, terminal]
+    wanted = value_and_gradient(inputs, strategy="sequential")
+    assert_close(at_once(inputs), wanted, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "batch, length, size, singles",
+    [(1, 200, 16, 1), (1, 100_000, 64, 1), (5, 200, 16, 5), (12, 200, 16, 0), (100, 500, 16, 4), (3, 200, 8, 0), (9, 200, 64, 9)],
+)  # fmt: skip
+def test_chains_that_would_leave_most_lanes_empty_are_done_one_by_one(batch, length, size, singles):
+    shapes = torch.Size((1, 1, size, size)), torch.Size((batch, length, size)), torch.Size((1, size))
+    strides = tuple(tuple(torch.empty(shape, device="meta").stride()) for shape in shapes)
+    order = whole._ordered(prepared(shapes, strides, torch.float32, length))
+    assert order.singles == singles and order.groups == -(-(batch - singles) // 16)
 
 
 def test_a_large_total_does_not_drown_what_differs_between_states():

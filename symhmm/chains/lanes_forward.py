@@ -27,7 +27,7 @@ from symhmm.chains.simd import (
 
 
 @inner
-def _lost(itemsize):
+def lost_below(itemsize):
     """Messages below this are not trusted: their summands may have been flushed to zero."""
     return 1e-25 if itemsize == 4 else 1e-200
 
@@ -38,7 +38,7 @@ def _mark_lost(
     transition, t_row, t_time, t_from, t_to, width, idle, last,
 ):  # fmt: skip
     """Mark the lanes in which a state is too small to trust, unless no path leads from it at all."""
-    lost = _lost(before.itemsize)
+    lost = lost_below(before.itemsize)
     for lane in range(width):
         if flags[base + lane] or (last and idle[base + lane]):
             continue
@@ -82,7 +82,7 @@ def lanes_forward(
     tile, arrival = vectors(CHUNK * size, emission), vectors(states, emission)
     after, before = vectors(states, emission), vectors(states, emission)
     powers, peaks, ended = np.empty(width), np.empty(width), np.empty(width)
-    lost = fill(emission, _lost(emission.itemsize))
+    lost = fill(emission, lost_below(emission.itemsize))
     ready = False
     for group in range(first_group, last_group):
         base = group * width
@@ -103,7 +103,7 @@ def lanes_forward(
                 x = ending[s * lanes + base + lane]
                 value = np.exp(x - peak)
                 after[s * width + lane] = value
-                if value < _lost(emission.itemsize) and x > -np.inf:
+                if value < lost_below(emission.itemsize) and x > -np.inf:
                     flags[base + lane] = 1
         # Step 2: the recursion, from the last step to the first.
         top = steps

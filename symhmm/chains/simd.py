@@ -309,6 +309,20 @@ def total(typing: Any, a: Any) -> Any:
 
 
 @intrinsic
+def highest(typing: Any, a: Any) -> Any:
+    """The largest lane, in every lane."""
+
+    def code(context: Any, builder: ir.IRBuilder, signature: Any, args: Sequence[ir.Value]) -> ir.Value:
+        (x,), step = args, a.width // 2
+        while step:
+            turned = ir.Constant(ir.VectorType(ir.IntType(32), a.width), [(k + step) % a.width for k in range(a.width)])
+            x, step = _select(">")(builder, x, builder.shuffle_vector(x, x, turned)), step // 2
+        return x
+
+    return a(a), code
+
+
+@intrinsic
 def accumulate(typing: Any, array: Any, index: Any, vector: Any) -> Any:
     """Add the lanes to ``array[index : index + width]``, which is float64."""
 

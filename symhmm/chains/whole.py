@@ -1,6 +1,7 @@
 """Value and gradient of whole chains at once, on the CPU: from torch tensors to the numba kernel and back."""
 
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import cache, lru_cache, partial
 from math import ceil
 from typing import Any
 
@@ -12,12 +13,14 @@ from torch import Tensor
 from symhmm.chains import cpu
 from symhmm.chains.careful import careful_backward, careful_forward
 from symhmm.chains.places import memory, places
-from symhmm.chains.prepared import Prepared
+from symhmm.chains.prepared import Prepared, prepared
 from symhmm.chains.sparse import listed
 from symhmm.chains.threads import cut, run, thread_count
 from symhmm.memory import empty_strided
 
 TOGETHER = 2**17  # bytes of messages up to which several groups of lanes are done together
+MANY = 16  # states, which fill a vector
+BOTH = 2.2  # times the time of its messages that a chain and its gradient take
 SLAB = 2**26  # bytes of messages up to which several chains are repeated in log space together
 
 
@@ -29,28 +32,27 @@ def evidence_and_gradient(
     They have the shapes of the terms, but for the initial ones: that one is (*batch, S), not yet summed over what shares them.
     """
     call = cpu.call_of((transition, emission, terminal), length)
-    layout, dtype = call.layout, transition.dtype
-    if layout.blocks > 1 or layout.chains == 0 or listed(transition, emission, terminal, layout):
+    order = _ordered(call)
+    if order is None or listed(transition, emission, terminal, call.layout):
         evidence, first, messages, scales, links = cpu.evidence(initial, transition, emission, terminal, length)
         first = first if weight is None else weight[..., None] * first
         return evidence, first, *cpu.backward(first, transition, emission, terminal, messages, scales, links, length)
+    call, layout, dtype = order.call, order.call.layout, call.dtype
     weight = _ones(dtype, len(layout.batch)) if weight is None else weight
     w = places(weight.shape, weight.stride(), False, layout, 1)
     i = places(initial.shape, initial.stride(), False, layout, 1)
-    count = thread_count(2.2 * call.seconds, call.groups)
-    group = layout.width * ((layout.steps + 1) * layout.states + layout.steps)  # numbers of messages and scales
-    together = max(1, min(call.groups, TOGETHER // (group * dtype.itemsize)))
-    scratch = empty_strided((count, together * group), (together * group, 1), dtype)
+    count = thread_count(order.seconds, max(order.groups, order.singles))
+    scratch = empty_strided((count, order.entries), (order.entries, 1), dtype)
     evidence, first, last = (torch.empty(size, dtype=dtype) for size in (layout.batch, *2 * [call.message_size]))
     (g_transition, f_parts, gf_gap), (g_emission, e_parts, ge_gap) = (x.parts(count) for x in call.gradients)
     (size, rest, *_), f, e, _, gf, ge, _ = call.backward_arguments
     lost = np.zeros(layout.padded, np.uint8)
     kernel = call.kernel("whole_pass")
     arguments = (
-        (size, rest, layout.steps, layout.chains, layout.padded, together), call.like,
+        (size, rest, layout.steps, layout.chains - order.singles, order.singles, order.together), call.like,
         transition.data_ptr(), (f[0], *f[2:]), emission.data_ptr(), (e[0], *e[2:]),
         terminal.data_ptr(), (call.terminal.chains, *call.terminal.inner), initial.data_ptr(), (i.chains, *i.inner),
-        weight.data_ptr(), w.chains, lost, (scratch.data_ptr(), together * group * dtype.itemsize),
+        weight.data_ptr(), w.chains, lost, (scratch.data_ptr(), order.entries * dtype.itemsize),
         (evidence.data_ptr(), first.data_ptr(), last.data_ptr()),
         (f_parts.data_ptr(), e_parts.data_ptr()), (*gf, gf_gap), (*ge, ge_gap),
     )  # fmt: skip
@@ -61,7 +63,7 @@ def evidence_and_gradient(
     if 1 in lost[: layout.chains].tobytes():
         chains = np.flatnonzero(lost[: layout.chains])
         states = np.arange(layout.states) * i.inner[0]
-        slabs = ceil(len(chains) * group * dtype.itemsize / layout.width / SLAB)
+        slabs = ceil(len(chains) * layout.states * layout.steps * dtype.itemsize / SLAB)
         for low, high in cut(len(chains), min(len(chains), slabs)):
             some = chains[low:high]
             _repeat(
@@ -73,6 +75,52 @@ def evidence_and_gradient(
         evidence, first, to_transition.total(g_transition, f_parts), to_emission.total(g_emission, e_parts),
         last.sum_to_size(terminal.shape),
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Order:
+    """How the chains of a batch are worked off.
+
+    Args:
+        call: of chains that are not cut.
+        groups: of lanes, side by side.
+        together: groups that are done at a time.
+        singles: the last chains that are done one by one, their states side by side.
+        entries: numbers of the memory that this takes.
+        seconds: about how long it takes.
+    """
+
+    call: Prepared
+    groups: int
+    together: int
+    singles: int
+    entries: int
+    seconds: float
+
+
+@lru_cache(maxsize=256)
+def _ordered(call: Prepared) -> _Order | None:
+    """The order that takes least; None where chains are cut into blocks, for which there is none.
+
+    Chains are done one by one if they would leave most lanes of their group empty, as measured (`benchmarks.chains`).
+    """
+    length, width, states = call.layout.length, call.layout.width, call.layout.states
+    if call.layout.chains == 0:
+        return None
+    whole = call if call.layout.blocks == 1 else prepared(call.sizes, call.strides, call.dtype, length, 1)
+    left, row = call.layout.chains % width, ceil(call.size / width) * width
+    plain = states == call.size >= MANY and call.transition.time == 0 and call.gradients[0].places.time == 0
+    each = length * (65 + 1.2 * row * row / width) * 1e-9
+    group = BOTH * whole.seconds / whole.groups
+    singles = left if plain and left * each < group else 0
+    if call.layout.blocks > 1 and not singles:
+        return None
+    groups = ceil((call.layout.chains - singles) / width)
+    side_by_side = width * ((length + 1) * states + length)  # messages and scales
+    together = max(1, min(groups, TOGETHER // (side_by_side * call.dtype.itemsize)))
+    alone = 2 * row * (length + 1) + ceil(length / width) * width if singles else 0
+    entries = max(together * side_by_side if groups else 0, alone)
+    return _Order(whole, groups, together, singles, entries, groups * group + singles * each)
 
 
 @cache

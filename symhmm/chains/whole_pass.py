@@ -1,6 +1,7 @@
 """Value and gradient of chains in one call (numba): both recursions over a few lanes before the next ones are begun.
 
-Messages are read again while they are still in the cache, and threads do not wait for each other between the recursions.
+Messages are read again while they are still in the cache, and threads do not wait for each other between the recursions. Chains
+that would leave most lanes of a group empty are done one by one.
 """
 
 import numpy as np
@@ -10,6 +11,7 @@ from symhmm.chains.lanes_backward import lanes_backward
 from symhmm.chains.lanes_forward import lanes_forward
 from symhmm.chains.passes import share
 from symhmm.chains.simd import lanes_of, numbers_at
+from symhmm.chains.single_pass import single_pass
 
 
 @inner
@@ -45,7 +47,8 @@ def whole_pass(
     """Log-probabilities of chains and their gradients, for one part of the lanes.
 
     Args:
-        shape: states K, joint states S / K, steps, chains, lanes, groups of lanes that are done together.
+        shape: states K, joint states S / K, steps, chains, chains after these that are done one by one, groups of lanes that are
+            done together.
         f, e: where the transition and emission terms lie, see `symhmm.chains.places.Places`: lanes, strides, and for the
             transition whether all lanes share it.
         z, i, w: where the terminal and initial terms and the weights of the results lie: chains and, but for the weights,
@@ -58,7 +61,7 @@ def whole_pass(
         gradients_at: addresses of the gradients of transition and emission terms.
         gf, ge: as in `symhmm.chains.passes.backward_pass`.
     """
-    size, rest, steps, chains, all_lanes, tile = shape
+    size, rest, steps, chains, singles, tile = shape
     states = size * rest
     terminal, initial = numbers_at(terminal_at, like), numbers_at(initial_at, like)
     weights, evidence = numbers_at(weight_at, like), numbers_at(results_at[0], like)
@@ -69,7 +72,7 @@ def whole_pass(
     most = states * tile * width
     idle, ending, starts = np.zeros(tile * width, np.bool_), np.empty(most), np.empty(most)
     starting, finishing = np.empty(most, messages.dtype), np.empty(most, messages.dtype)
-    low, top = share(all_lanes // width, part, parts)
+    low, top = share(-(-chains // width), part, parts)
     while low < top:
         count = min(tile, top - low)
         a, lanes = low * width, count * width
@@ -99,3 +102,11 @@ def whole_pass(
             for s in range(states):
                 last[(a + lane) * states + s] = finishing[s * lanes + lane]
         low += count
+    low, top = share(singles, part, parts)
+    if low < top:
+        single_pass(
+            chains + low, chains + top, size, steps, like, transition_at, f[0], f[2], f[3],
+            emission_at, e[0], e[1], e[2], terminal_at, z[0], z[1], initial_at, i[0], i[1], weight_at, w, lost, messages_at,
+            results_at[0], results_at[1], results_at[2], gradients_at[0] + part * gf[2], gf[0],
+            gradients_at[1] + part * ge[4], ge[0], ge[1], ge[2], ge[3],
+        )  # fmt: skip
