@@ -11,6 +11,7 @@ from torch import Tensor
 from symhmm.compiler.density import Density
 from symhmm.compiler.layout import Entry, Layout
 from symhmm.compiler.step import Constants, Step, trace
+from symhmm.compiler.taped import quick
 from symhmm.errors import FitError, IntractableError
 
 Terms = Callable[[Tensor, Tensor], Tensor]
@@ -162,11 +163,10 @@ class Members:
         key = (what, size)
         if key not in self._steps:
             examples = tuple(x.detach().clone() for x in inputs)
-            step = trace(f, examples, (), gradients=what != "value")
+            step = quick(trace(f, examples, (), gradients=what != "value"), len(examples))
             self._steps[key] = step, step.constants(())
         step, constants = self._steps[key]
-        with torch.no_grad():
-            return step.body(*inputs, *constants)
+        return step.numbers(inputs, constants)
 
 
 def members(density: Density, over: str | Iterable[str] | None = None) -> Members:

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from symhmm.compiler.layout import Entry
 from symhmm.compiler.step import Step, trace
+from symhmm.compiler.taped import quick
 from symhmm.errors import FitError
 from symhmm.infer.noncentred import Coordinates
 from symhmm.infer.target import Array, Target, value_and_gradient
 
-Replay = Callable[..., tuple[Tensor, Tensor]]
+Replay = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Moving:
@@ -20,45 +21,50 @@ class Moving:
 
     def __init__(self, goal: Target, coordinates: Coordinates, native: bool) -> None:
         self.goal, self.calls = goal, 0
-        self.constants = coordinates.constants
-        self.replay = _replay(goal, coordinates, native)
+        self._replay_in = _captured(goal, coordinates, native)
+        self.move(coordinates)
 
     def move(self, coordinates: Coordinates) -> None:
         """Go on in other coordinates of the same sites; nothing is captured anew."""
-        self.constants = coordinates.constants
+        self._replay = self._replay_in(coordinates)
 
     def __call__(self, x: Array) -> tuple[float, Array]:
         self.calls += 1
         with torch.no_grad():
-            value, gradient = self.replay(torch.from_numpy(x), *self.constants)
+            value, gradient = self._replay(torch.from_numpy(x))
         return value.item(), gradient.numpy()
 
 
-def _replay(goal: Target, coordinates: Coordinates, native: bool) -> Replay:
-    """Value and gradient as a function of the free coordinates and of what `Coordinates.constants` gives."""
-    density = goal.density
+def _captured(goal: Target, coordinates: Coordinates, native: bool) -> Callable[[Coordinates], Replay]:
+    """Value and gradient as a function of the free coordinates, in any coordinates of the same sites."""
+    density, several = goal.density, len(coordinates.constants)
 
     def gradient(x: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        constants, data = inputs[: len(coordinates.constants)], inputs[len(coordinates.constants) :]
+        constants, data = inputs[:several], inputs[several:]
         # With its data as inputs, so that one capture serves all data of a shape.
         own = replace(goal, density=replace(density, data=data, _constants={})) if data else goal
         return value_and_gradient(lambda x: log_density(replace(coordinates, goal=own).given(*constants), x), x)
 
     compiled = density.compiled
     if compiled.mode == "eager":
-        return gradient
+        return lambda at: lambda x: gradient(x, *at.constants)
     data = density.data if compiled.mode == "captured" else ()
 
-    def make() -> tuple[Step, Replay]:
-        example = (goal.coordinates(goal.start), *coordinates.constants)
-        step = trace(gradient, example, data, gradients=True)
-        return step, step.native() if native else step.body
+    def make() -> tuple[Step, Callable[..., tuple[Tensor, Tensor]] | None]:
+        step = trace(gradient, [goal.coordinates(goal.start)], (*coordinates.constants, *data), gradients=True)
+        return (step, step.native()) if native else (quick(step, 1), None)
 
     # What is held at given values, tied or ordered is written into the capture, which then serves this fit alone.
     own = bool(goal.fixed) or goal.restriction is not None
     step, body = make() if own else compiled.once(("nuts", coordinates.names, native), make)
-    fixed = step.constants(data)
-    return lambda *inputs: body(*inputs, *fixed)
+
+    def replay_in(at: Coordinates) -> Replay:
+        constants = step.constants((*at.constants, *data))
+        if body is not None:
+            return lambda x: body(x, *constants)
+        return lambda x: step.numbers((x,), constants)
+
+    return replay_in
 
 
 def log_density(at: Coordinates, x: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from symhmm.compiler.density import Density
 from symhmm.compiler.layout import Entry
-from symhmm.compiler.step import Step, trace
+from symhmm.compiler.step import Constants, Step, trace
+from symhmm.compiler.taped import quick
 from symhmm.errors import FitError, ValuesError
 from symhmm.infer.restrict import Order, Restriction, Tie, restriction
 
@@ -38,7 +39,7 @@ class Target:
     start: Tensor
     free: Tensor
     restriction: Restriction | None = None
-    _steps: dict[str, Step] = field(default_factory=dict, repr=False)
+    _steps: dict[str, tuple[Step, Constants]] = field(default_factory=dict, repr=False)
 
     @property
     def size(self) -> int:
@@ -146,14 +147,17 @@ class Target:
         return replace(self, start=vector)
 
     def captured(self, key: str, f: Any, example: tuple[Tensor, ...]) -> Any:
-        """``f``, which contains its own gradient, captured once; as it is where the program must run each time."""
+        """``f``, which contains its own gradient, captured once; as it is where the program must run each time.
+
+        What it returns is cut off from derivatives.
+        """
         if self.density.compiled.mode == "eager":
             return f
         if key not in self._steps:
-            self._steps[key] = trace(f, example, (), gradients=True)
-        step = self._steps[key]
-        constants = step.constants(())
-        return lambda *values: step.body(*values, *constants)
+            step = quick(trace(f, example, (), gradients=True), len(example))
+            self._steps[key] = step, step.constants(())
+        step, constants = self._steps[key]
+        return lambda *values: step.numbers(values, constants)
 
     def _with_fixed(self, vector: Tensor) -> tuple[Tensor, Tensor]:
         def gradient(v: Tensor) -> tuple[Tensor, Tensor]:
