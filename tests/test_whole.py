@@ -126,6 +126,15 @@ def test_lost_messages_are_repeated_in_log_space(dtype, slab, count, size, monke
         assert_close(x, w, rtol=1e-9 if exact else 2e-3, atol=1e-9 if exact else 2e-3)
 
 
+def test_lost_messages_of_a_chain_of_few_moves_go_through_the_list_of_these(monkeypatch):
+    monkeypatch.setattr(whole, "_repeat", None)
+    inputs = left_to_right((2,), 60, torch.float32)
+    inputs[2] = inputs[2][1:]
+    wanted = value_and_gradient([x.double() for x in inputs], strategy="sequential")
+    for x, w in zip(at_once(inputs), wanted, strict=True):
+        assert_close(x.double().nan_to_num(), w.nan_to_num(), rtol=2e-3, atol=2e-3)
+
+
 @pytest.mark.parametrize("together", [1, 2**12, 2**30])
 def test_groups_of_lanes_together_or_one_by_one(together, monkeypatch):
     inputs = terms((100,), 40, 4, dtype=torch.float32)

@@ -21,6 +21,7 @@ from symhmm.memory import empty_strided
 TOGETHER = 2**17  # bytes of messages up to which several groups of lanes are done together
 MANY = 16  # states, which fill a vector
 BOTH = 2.2  # times the time of its messages that a chain and its gradient take
+LISTED = 0.35  # times the time of a group of lanes that a list of few moves takes
 SLAB = 2**26  # bytes of messages up to which several chains are repeated in log space together
 
 
@@ -32,11 +33,9 @@ def evidence_and_gradient(
     They have the shapes of the terms, but for the initial ones: that one is (*batch, S), not yet summed over what shares them.
     """
     call = cpu.call_of((transition, emission, terminal), length)
-    order = _ordered(call)
-    if order is None or listed(transition, emission, terminal, call.layout):
-        evidence, first, messages, scales, links = cpu.evidence(initial, transition, emission, terminal, length)
-        first = first if weight is None else weight[..., None] * first
-        return evidence, first, *cpu.backward(first, transition, emission, terminal, messages, scales, links, length)
+    order, terms = _ordered(call), (transition, emission, terminal)
+    if order is None or (not order.quick and listed(*terms, call.layout)):
+        return _one_after_the_other(initial, *terms, weight, length)
     call, layout, dtype = order.call, order.call.layout, call.dtype
     weight = _ones(dtype, len(layout.batch)) if weight is None else weight
     w = places(weight.shape, weight.stride(), False, layout, 1)
@@ -61,6 +60,8 @@ def evidence_and_gradient(
     else:
         run([partial(kernel, part, count, *arguments) for part in range(count)])
     if 1 in lost[: layout.chains].tobytes():
+        if order.quick and listed(*terms, layout):  # in log space a list of the possible moves is many times as fast
+            return _one_after_the_other(initial, *terms, weight, length)
         chains = np.flatnonzero(lost[: layout.chains])
         states = np.arange(layout.states) * i.inner[0]
         slabs = ceil(len(chains) * layout.states * layout.steps * dtype.itemsize / SLAB)
@@ -68,13 +69,22 @@ def evidence_and_gradient(
             some = chains[low:high]
             _repeat(
                 some, call, memory(weight, w.extent)[w.chains[some]], memory(initial, i.extent)[i.chains[some, None] + states],
-                (transition, emission, terminal), (f_parts, e_parts), (evidence, first, last),
+                terms, (f_parts, e_parts), (evidence, first, last),
             )  # fmt: skip
     to_transition, to_emission = call.gradients
     return (
         evidence, first, to_transition.total(g_transition, f_parts), to_emission.total(g_emission, e_parts),
         last.sum_to_size(terminal.shape),
     )  # fmt: skip
+
+
+def _one_after_the_other(
+    initial: Tensor, transition: Tensor, emission: Tensor, terminal: Tensor, weight: Tensor | None, length: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """All values, and then all gradients."""
+    evidence, first, messages, scales, links = cpu.evidence(initial, transition, emission, terminal, length)
+    first = first if weight is None else weight[..., None] * first
+    return evidence, first, *cpu.backward(first, transition, emission, terminal, messages, scales, links, length)
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,7 @@ class _Order:
         singles: the last chains that are done one by one, their states side by side.
         entries: numbers of the memory that this takes.
         seconds: about how long it takes.
+        quick: whether a list of the possible moves, if they are few, takes longer (`symhmm.chains.sparse`).
     """
 
     call: Prepared
@@ -96,6 +107,7 @@ class _Order:
     singles: int
     entries: int
     seconds: float
+    quick: bool
 
 
 @lru_cache(maxsize=256)
@@ -120,7 +132,8 @@ def _ordered(call: Prepared) -> _Order | None:
     together = max(1, min(groups, TOGETHER // (side_by_side * call.dtype.itemsize)))
     alone = 2 * row * (length + 1) + ceil(length / width) * width if singles else 0
     entries = max(together * side_by_side if groups else 0, alone)
-    return _Order(whole, groups, together, singles, entries, groups * group + singles * each)
+    quick = groups == 0 and singles * each < LISTED * group
+    return _Order(whole, groups, together, singles, entries, groups * group + singles * each, quick)
 
 
 @cache

@@ -248,9 +248,9 @@ def choose_strategy(wanted: str, rows: int, length: int, states: int, history: i
     when its messages outgrow the memory.
 
     >>> choose_strategy("auto", 20, 1800, 3, 1)
-    ('kernel', '20 rows x 1800 steps x 3 states, history 1; about 0.55 ms', 108000)
+    ('kernel', '20 rows x 1800 steps x 3 states, history 1; about 0.26 ms', 108000)
     >>> choose_strategy("auto", 50, 1_000_000, 8, 1)[:2]
-    ('segments', '50 rows x 1000000 steps x 8 states, history 1; about 1.6 s; 2.98 GiB of messages made twice')
+    ('segments', '50 rows x 1000000 steps x 8 states, history 1; about 2.3 s; 2.98 GiB of messages made twice')
     """
     size, kept = f"{rows} rows x {length} steps x {states} states, history {history}", rows * length * states**history
     if wanted not in ("auto", "segments"):
@@ -262,17 +262,17 @@ def choose_strategy(wanted: str, rows: int, length: int, states: int, history: i
         return wanted, why, kept
     if wanted == "segments" or 8 * kept > KEPT:
         asked = "asked for; " if wanted == "segments" else ""
-        again = _time(rows, length, states, history, passes=4)
+        again = _time(rows, length, states, history, again=3.5)
         return "segments", f"{asked}{size}; about {again}; {in_bytes(8 * kept)} of messages made twice", KEPT // 8
     few = "; a list of the possible moves if they are few" if history == 1 and states >= FEWEST else ""
     return "kernel", f"{size}; about {_time(rows, length, states, history)}{few}", kept
 
 
-def _time(rows: int, length: int, states: int, history: int, passes: int = 3) -> str:
-    """Rough time of value and gradient by the kernel on one core, as measured in float32 (benchmarks/strategies.py)."""
-    moves = states ** (history + 1)
-    lanes = max(1.0, rows / 16) if rows > 1 else 0.25
-    seconds = passes * 0.37e-9 * length * lanes * (25 * states + 0.6 * moves + 100) + 1e-4
+def _time(rows: int, length: int, states: int, history: int, again: float = 1) -> str:
+    """Rough time of value and gradient by the kernel on one core, as measured in float32 (`benchmarks.strategies`)."""
+    joint, moves = states**history, states ** (history + 1)
+    lanes = max(1.0, rows / 16) if rows > 1 else 0.16
+    seconds = again * length * lanes * (21 * joint + 0.73 * moves) * 1e-9 + 1e-4
     return f"{seconds:.2g} s" if seconds >= 1 else f"{seconds * 1e3:.2g} ms"
 
 
