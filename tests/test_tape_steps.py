@@ -28,6 +28,7 @@ def test_functions_of_gamma_against_forty_digits(word, exact):
             torch.logspace(-8, 8, 60),
             torch.linspace(-7.7, 20, 301),
             torch.tensor([1.4616321449683622, 2.0, 9.9999, 10.0]),
+            -torch.logspace(-12, -2, 30),
         ]
     ).double()
     with mp.workdps(40):
@@ -37,7 +38,7 @@ def test_functions_of_gamma_against_forty_digits(word, exact):
 
 @pytest.mark.parametrize("word", ["digamma", "lgamma"])
 def test_poles_and_ends_are_those_of_torch(word):
-    x = torch.tensor([0.0, -0.0, -1.0, -5.0, torch.inf, torch.nan, 1e300], dtype=torch.float64)
+    x = torch.tensor([0.0, -0.0, -1.0, -5.0, torch.inf, torch.nan, 1e300, -1e30, -torch.inf], dtype=torch.float64)
     assert_close(play(word, x), getattr(torch, word)(x), equal_nan=True)
 
 

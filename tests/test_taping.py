@@ -58,6 +58,8 @@ def test_two_operands(f):
         torch.tanh, torch.sigmoid, torch.erf, torch.lgamma, torch.digamma, torch.reciprocal, torch.square, torch.relu, softplus,
         lambda x: softplus(x, threshold=0.7),
         lambda x: torch.rsub(x, 3),
+        lambda x: x**0.5,
+        lambda x: x**-0.5,
         lambda x: 2 / x,
         lambda x: x**2,
         lambda x: x**-1.5,
@@ -136,6 +138,7 @@ def test_views_only_move_places(f):
         (lambda x: softplus(x, beta=2), "softplus"),
         (lambda x: (x > 0).sum(0).to(x.dtype), "sum"),
         (lambda x: torch.sub(x, x.exp(), alpha=2), "sub"),
+        (lambda x: torch.rsub(x, 3, alpha=2), "rsub"),
         (lambda x: x.float().double(), "to"),
         (lambda x: x.sort(0).values, "sort"),
         (lambda x: torch.nn.functional.pad(x, (1, 0), value=2.0), "pad"),
@@ -144,6 +147,32 @@ def test_views_only_move_places(f):
 )
 def test_what_is_left_to_torch(f, name):
     assert any(name in x for x in left(lambda x: f(x * 1.5) * 1.5, A))
+
+
+@pytest.mark.parametrize("f", [torch.log_softmax, torch.softmax])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_shares_of_large_and_infinite_numbers(f, dim):
+    large = torch.tensor(
+        [[1e10, 1e10 - 1, 0.0], [-1e12, -1e12 - 2, -torch.inf], [torch.inf, 1.0, 2.0], [-torch.inf] * 3]
+    )
+    x = torch.cat([large.double(), torch.tensor([[1e10 - 2, torch.nan, 5e9]], dtype=torch.float64)])
+    assert left(lambda x: f(x, dim) * 1.5, x if dim else x.mT.contiguous()) == []
+
+
+@pytest.mark.parametrize("f", [torch.log_softmax, torch.softmax])
+def test_shares_of_a_number_without_dimensions(f):
+    assert left(lambda x: f(x.sum(), 0) * 1.5, A) == []
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: (x.exp().mT.as_strided((2, 2), (1, 3)) * 1.5).sin(),
+        lambda x: ((x * 2)[:, 1:3].as_strided((2, 2), (1, 4)) + 1).cos(),
+    ],
+)
+def test_who_asks_where_numbers_lie_in_memory_is_left_to_torch(f):
+    assert left(f, A) == ["all"]
 
 
 def test_single_precision():

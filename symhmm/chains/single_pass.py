@@ -68,7 +68,7 @@ def _product(out, o, matrix, row, vector, v):
 
 
 @inner
-def _doubtful(size, before, after, weights, w, transition, f_row, t_from, t_to, lost):
+def _doubtful(size, before, after, emission, e, e_to, transition, f_row, t_from, t_to, lost):
     """Whether a state is too small to trust, though a path leads from it."""
     for s in range(size):
         if not before[s] < lost:  # what is no number stays one
@@ -76,7 +76,9 @@ def _doubtful(size, before, after, weights, w, transition, f_row, t_from, t_to, 
         if before[s] > 0.0:
             return True
         for j in range(size):
-            if after[j] > 0.0 and weights[w + j] > 0.0 and transition[f_row + s * t_from + j * t_to] > -np.inf:
+            # Their exponentials may be zero though the terms are finite.
+            possible = emission[e + j * e_to] > -np.inf and transition[f_row + s * t_from + j * t_to] > -np.inf
+            if after[j] > 0.0 and possible:
                 return True
     return False
 
@@ -177,8 +179,9 @@ def single_pass(
                 high, low = larger(high, load(before, k)), smaller(low, load(before, k) + load(filler, k))
             if any_below(low, lowest) and not lost[b]:
                 lost[b] = _doubtful(
-                    size, before, after, weights, at, transition, f_row[b], t_from, t_to, lost_below(bytes_each)
-                )
+                    size, before, after, emission, e_row[b] + step * e_time, e_to,
+                    transition, f_row[b], t_from, t_to, lost_below(bytes_each),
+                )  # fmt: skip
             high = highest(high)
             scale = reciprocal_power(high)
             store(there, 0, exponent(high))

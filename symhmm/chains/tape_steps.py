@@ -220,10 +220,12 @@ def _digamma(x):  # type: ignore[no-untyped-def]
         return -math.copysign(np.inf, x)
     total = 0.0
     if x < 0:
-        if x == math.floor(x):
+        # Of numpy: what is rounded by numba's `math` is an integer of 64 bits, which holds no large numbers.
+        beside = x - np.rint(x)
+        if beside == 0 or x == -np.inf:
             return np.nan
-        # psi(1 - x) - psi(x) = pi / tan(pi x), the argument of the tangent reduced to one period.
-        total = np.divide(-math.pi, math.tan(math.pi * (x - math.floor(x))))
+        # psi(1 - x) - psi(x) = pi / tan(pi x), the argument of the tangent reduced to the period around zero, which is exact.
+        total = np.divide(-math.pi, math.tan(math.pi * beside))
         x = 1 - x
     while x < 10:
         total -= np.divide(1.0, x)

@@ -87,13 +87,18 @@ def _each(tape: Tape, name: str, like: Tensor, args: tuple[Any, ...]) -> Tensor 
         name = "logical_and"
     if (name in _CONDITIONS) != (like.dtype == torch.bool) and name != "where":
         return None
-    if name == "pow" and not isinstance(args[1], Tensor) and args[1] == 2:
-        name, args = "mul", (args[0], args[0])
+    if name == "pow" and not isinstance(args[1], Tensor):
+        if args[1] == 2:
+            name, args = "mul", (args[0], args[0])
+        elif args[1] == 0.5:  # as torch has it, for which the root of -inf is no number
+            name, args = "sqrt", args[:1]
+        elif args[1] == -0.5:
+            name, args = "div", (1.0, tape.add("sqrt", like.shape, args[0]))
     return tape.add(_EACH[name], like.shape, *args)
 
 
-def _rsub(tape: Tape, like: Tensor, x: Any, y: Any) -> Tensor:
-    return tape.add("sub", like.shape, y, x)
+def _rsub(tape: Tape, like: Tensor, x: Any, y: Any, factor: float = 1) -> Tensor | None:
+    return tape.add("sub", like.shape, y, x) if factor == 1 else None
 
 
 def _masked_fill(tape: Tape, like: Tensor, x: Any, mask: Any, filler: Any) -> Tensor:
@@ -178,7 +183,9 @@ def _scanned(word: str) -> Write:
 
 
 def _log_softmax(tape: Tape, like: Tensor, x: Tensor, dim: int, half: bool) -> Tensor:
-    return tape.add("sub", like.shape, x, _along(tape, "logsumexp", x, dim))
+    # From the largest down: a logarithm of a sum beside it would be rounded as it is.
+    below = tape.add("sub", like.shape, x, _along(tape, "amax", x, dim))
+    return tape.add("sub", like.shape, below, _along(tape, "logsumexp", below, dim))
 
 
 def _softmax(tape: Tape, like: Tensor, x: Tensor, dim: int, half: bool) -> Tensor:
@@ -196,7 +203,9 @@ def _softmax_backward(tape: Tape, like: Tensor, g: Tensor, out: Tensor, dim: int
 
 
 def _along(tape: Tape, word: str, x: Tensor, dim: int) -> Tensor:
-    """A reduction of one dimension, which stays with one entry."""
+    """A reduction of one dimension, which stays with one entry; of a single number without dimensions, if that is all."""
+    if not x.dim():
+        return _along(tape, word, x.reshape(1), 0).reshape(())
     moved = x.movedim(dim, -1)
     return tape.add(word, moved.shape[:-1], moved, reduced=moved.shape[-1]).unsqueeze(-1).movedim(-1, dim)
 
