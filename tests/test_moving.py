@@ -1,5 +1,7 @@
 """The density in which chains move: flat priors on the natural scale, each counted once, and restrictions with their volume."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -7,6 +9,7 @@ import torch
 from torch.distributions import constraints
 
 import symhmm
+from symhmm.compiler.taped import TapedStep
 from symhmm.errors import FitError
 from symhmm.infer.moving import Moving, log_density, require_volumes
 from symhmm.infer.noncentred import noncentred
@@ -168,6 +171,43 @@ def test_other_data_of_a_shape_are_read_by_one_capture():
     assert len([k for k in goal.density.compiled.kept if k[0] == "nuts"]) == 1
 
 
+def drifting(y):
+    """Steps whose means have an effect of each chain."""
+    loc = pyro.sample("loc", dist.Normal(torch.tensor([-1.0, 1.0], dtype=y.dtype), 1.0).to_event(1))
+    tau = pyro.sample("tau", dist.LogNormal(torch.zeros((), dtype=y.dtype), 0.5))
+    rows = torch.tensor([[0.8, 0.2], [0.3, 0.7]], dtype=y.dtype)
+    with pyro.plate("n", y.shape[1], dim=-1):
+        d = pyro.sample("d", dist.Normal(loc[0], tau))
+        z = 0
+        for t in pyro.markov(range(len(y))):
+            z = pyro.sample(f"z_{t}", dist.Categorical(rows[z]))
+            pyro.sample(f"y_{t}", dist.Normal(loc[z] + d, 1.0), obs=y[t])
+
+
+def test_chains_of_several_threads_play_one_tape_and_move_to_other_coordinates():
+    goal = target(
+        symhmm.compile(drifting, torch.linspace(-2.0, 3.0, 120, dtype=torch.float64).reshape(30, 4)), {}, "nuts"
+    )
+    plain, n = noncentred(goal, True), goal.start.numel()
+    precision, peak = torch.linspace(0.5, 2.0, n), torch.linspace(-0.3, 0.4, n)
+    informed = plain.informed(precision.double(), peak.double())
+    points = torch.randn(8, goal.size, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    moving = Moving(goal, plain, native=False)
+    slopes = []
+    for at in (plain, informed, plain):
+        moving.move(at)
+        with ThreadPoolExecutor(4) as threads:
+            found = list(threads.map(moving, [x.numpy() for x in points.repeat(25, 1)]))
+        for x, (value, gradient) in zip(points.repeat(25, 1), found, strict=True):
+            wanted, slope = value_and_gradient(lambda x, at=at: log_density(at, x), x)
+            assert value == pytest.approx(float(wanted), rel=1e-10)
+            assert torch.allclose(torch.from_numpy(gradient), slope, rtol=1e-10, atol=1e-10)
+        slopes.append(found[0][1])
+    assert abs(slopes[0] - slopes[1]).max() > 0.01
+    ((step, _),) = [v for k, v in goal.density.compiled.kept.items() if k[0] == "nuts"]
+    assert isinstance(step, TapedStep)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, where its compiler is imported
 def test_a_compiler_takes_the_step_whole(monkeypatch):
     """What inductor is given has no part that only Python can run."""
@@ -177,6 +217,8 @@ def test_a_compiler_takes_the_step_whole(monkeypatch):
     goal = target(symhmm.compile(switching, y), {}, "nuts")
     x = torch.tensor([-0.5, 0.7], dtype=torch.float64)
     value, gradient = Moving(goal, noncentred(goal, False), native=True)(x.numpy())
+    ((step, _),) = [v for k, v in goal.density.compiled.kept.items() if k[0] == "nuts" and k[-1]]
+    assert not isinstance(step, TapedStep)
     wanted, slope = goal.density.value_and_grad(x)
     assert value == pytest.approx(wanted.item(), rel=1e-12)
     assert torch.allclose(torch.from_numpy(gradient), slope, rtol=1e-10)
