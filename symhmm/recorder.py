@@ -16,7 +16,7 @@ from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, get_proxy_slot
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from symhmm.errors import StructureDependsOnInput
+from symhmm.errors import StructureDependsOnInput, SymhmmError
 
 _ATEN = torch.ops.aten
 _LOCAL = threading.local()
@@ -30,12 +30,16 @@ SHAPE_ONLY = {
 
 
 class Recorder(TorchDispatchMode):
-    """Writes every operation that reaches the kernels into ``graph``. Use `record`."""
+    """Writes every operation that reaches the kernels into ``graph``. Use `record`.
 
-    def __init__(self) -> None:
+    Args:
+        blank: leave out what need not be carried out; ``left_out`` then says whether there was any.
+    """
+
+    def __init__(self, *, blank: bool) -> None:
         super().__init__()
         self.graph, self.root = fx.Graph(), torch.nn.Module()
-        self.paused = False
+        self.paused, self.blank, self.left_out = False, blank, False
         self._held: dict[int, tuple[Tensor, fx.Node]] = {}
 
     @classmethod
@@ -74,8 +78,10 @@ class Recorder(TorchDispatchMode):
             func = _ATEN.lift_fresh_copy.default  # the constant itself must not be written to
         name = func.overloadpacket.__name__
         node = self.graph.create_node("call_function", func, self._nodes(args), self._nodes(kwargs), name)
-        # Nobody can read what depends on an input.
-        out = (BLANK[func] if func in BLANK and _input_of(node) else func)(*args, **kwargs)
+        # Nobody can read what depends on an input; `make_fx` within the recording would write down how the blank is made.
+        blank = self.blank and func in BLANK and get_proxy_mode() is None and _input_of(node) is not None
+        self.left_out |= blank
+        out = (BLANK[func] if blank else func)(*args, **kwargs)
         if isinstance(out, Tensor):
             self._known(out, node)
         elif isinstance(out, (tuple, list)):
@@ -106,7 +112,8 @@ def record(
 ) -> fx.GraphModule:
     """``f(values, data)`` as a graph of ATen calls, with one placeholder for each tensor and a list as output.
 
-    Operators in `BLANK` that depend on an input are not carried out: nobody can read what they would make.
+    Operators in `BLANK` that depend on an input are not carried out: nobody can read what they would make. Where that makes an
+    operation of torch fail, ``f`` is run again and all is carried out.
 
     Raises:
         StructureDependsOnInput: a number is read out of a tensor that depends on an input.
@@ -115,14 +122,31 @@ def record(
     >>> [n.name for n in module.graph.nodes]
     ['values_0', 'data_0', 'exp', 'mul', 'output']
     """
-    recorder = Recorder()
+    recorder = Recorder(blank=True)
+    try:
+        return _recorded(recorder, f, values, data)
+    except SymhmmError:
+        raise
+    except Exception:
+        if not recorder.left_out:
+            raise
+    # A check of numbers, as of a matrix to be factorised, may have met those that are none.
+    return _recorded(Recorder(blank=False), f, values, data)
+
+
+def _recorded(
+    recorder: Recorder,
+    f: Callable[[list[Tensor], list[Tensor]], Sequence[Tensor]],
+    values: Sequence[Tensor],
+    data: Sequence[Tensor],
+) -> fx.GraphModule:
     inputs = [
         [recorder.input(f"{n}_{i}", x) for i, x in enumerate(xs)] for n, xs in (("values", values), ("data", data))
     ]
     stack = _LOCAL.__dict__.setdefault("recorders", [])
     stack.append(recorder)
     try:
-        with recorder:
+        with recorder, torch.autograd.set_detect_anomaly(False):  # which reads all gradients
             out = f(*inputs)
     finally:
         stack.pop()

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -96,6 +97,52 @@ def test_what_is_untraced_is_a_constant() -> None:
     assert not tracing()
     assert_close(record(f, [torch.ones(2)], [])(torch.zeros(2))[0], torch.full((2,), 2.0))
     assert not tracing()
+
+
+def evidence(emission: Tensor) -> Tensor:
+    return chain_evidence(torch.zeros(3), torch.eye(3)[None], emission)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda z: torch.linalg.cholesky(torch.diag(z.exp() + 1)),
+        lambda z: CONSTANT[z.clamp(0, 1).long()],
+    ],
+)
+def test_checks_of_numbers_do_not_meet_what_was_left_out(f) -> None:
+    first, other = torch.randn(4, 5, 3), torch.randn(4, 5, 3)
+    module = record(lambda values, data: [f(evidence(values[0]))], [first], [])
+    assert_close(module(other)[0], f(evidence(other)))
+
+
+def test_what_fails_with_numbers_fails() -> None:
+    def f(values: list[Tensor], data: list[Tensor]) -> list[Tensor]:
+        return [torch.linalg.cholesky(-torch.diag(evidence(values[0]).exp()))]
+
+    with pytest.raises(torch.linalg.LinAlgError):
+        record(f, [torch.randn(4, 5, 3)], [])
+    assert not tracing()
+
+
+def test_a_trace_by_make_fx_within_sees_numbers() -> None:
+    x = torch.randn(4, 5, 3)
+    module = record(lambda values, data: [make_fx(evidence)(values[0])(values[0])], [x], [])
+    assert_close(module(2 * x)[0], evidence(2 * x))
+
+
+def test_checks_of_gradients_by_torch_do_not_stop_a_recording() -> None:
+    def f(values: list[Tensor], data: list[Tensor]) -> list[Tensor]:
+        x = values[0].detach().requires_grad_()
+        return [torch.autograd.grad(evidence(x).sum(), x)[0]]
+
+    x = torch.randn(4, 5, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with torch.autograd.detect_anomaly():
+            module = record(f, [x], [])
+            assert torch.is_anomaly_enabled()
+    assert_close(module(x), f([x], []))
 
 
 def test_the_inputs_of_make_fx_are_known_as_well() -> None:
