@@ -85,11 +85,10 @@ def _doubtful(size, before, after, emission, e, e_to, transition, f_row, t_from,
 
 @kernel
 def single_pass(
-    first, last, size, steps, like, transition_at, f_row, t_from, t_to, emission_at, e_row, e_time, e_to,
-    terminal_at, z_row, z_from, initial_at, i_row, i_from, weight_at, w_row, lost, scratch_at,
-    evidence_at, initials_at, finals_at, g_transition_at, gt_row, g_emission_at, ge_row, ge_time, ge_to, ge_add,
+    first, last, shape, like, transition_at, f, emission_at, e, terminal_at, z, initial_at, i, weight_at, w_row, lost,
+    scratch_at, results_at, gradients_at, gf, ge,
 ):  # fmt: skip
-    """Chains ``first`` to ``last``; arguments as in `symhmm.chains.whole_pass.whole_pass`.
+    """Log-probabilities of some chains, and their gradients; arguments as in `symhmm.chains.whole_pass.whole_pass`.
 
     ``scratch_at`` is the address of messages and exponentials of the emission terms [steps + 1, row], and of scales [steps],
     where a row has the states and what fills up its last vector.
@@ -97,9 +96,12 @@ def single_pass(
     transition, emission = numbers_at(transition_at, like), numbers_at(emission_at, like)
     terminal, initial, weight = numbers_at(terminal_at, like), numbers_at(initial_at, like), numbers_at(weight_at, like)
     evidence, initials, finals = (
-        numbers_at(evidence_at, like), numbers_at(initials_at, like), numbers_at(finals_at, like),
+        numbers_at(results_at[0], like), numbers_at(results_at[1], like), numbers_at(results_at[2], like),
     )  # fmt: skip
-    g_transition, g_emission = numbers_at(g_transition_at, like), numbers_at(g_emission_at, like)
+    g_transition, g_emission = numbers_at(gradients_at[0], like), numbers_at(gradients_at[1], like)
+    size, _, steps, _, _ = shape
+    (f_row, _, t_from, t_to, _), (e_row, e_time, e_to), (z_row, z_from), (i_row, i_from) = f, e, z, i
+    (gt_row, _), (ge_row, ge_time, ge_to, ge_add) = gf, ge
     width, bytes_each = lanes_of(emission), emission.itemsize
     wide = -(-size // width)
     row = wide * width
@@ -170,9 +172,9 @@ def single_pass(
             store(there, 0, high)
             height += there[0]
             for k in range(0, row, width):
-                e = exp(load(arrival, k) - high)
-                store(weights, at + k, e)
-                store(arrival, k, e * load(after, k))
+                x = exp(load(arrival, k) - high)
+                store(weights, at + k, x)
+                store(arrival, k, x * load(after, k))
             _product(before, 0, backwards, row, arrival, 0)
             high, low = load(before, 0), load(before, 0) + load(filler, 0)
             for k in range(width, row, width):
@@ -225,9 +227,9 @@ def single_pass(
                 _product(there, 0, forwards, row, departures, pair)
                 scale = splat(scales, step)
                 for k in range(0, row, width):
-                    e, beta = load(weights, at + k) * scale, load(messages, at + row + k)
-                    store(arrivals, pair + k, e * beta)
-                    u = where_positive(beta, e * load(there, k))
+                    x, beta = load(weights, at + k) * scale, load(messages, at + row + k)
+                    store(arrivals, pair + k, x * beta)
+                    u = where_positive(beta, x * load(there, k))
                     store(departures, pair + row + k, u)
                     store(there, k, u * beta)
                 to = ge_row[b] + step * ge_time
@@ -236,9 +238,9 @@ def single_pass(
                         g_emission[to + k * ge_to] += there[k]
                     else:
                         g_emission[to + k * ge_to] = there[k]
-            for i in range(0, row, 8):
+            for m in range(0, row, 8):
                 for k in range(0, row, width):
-                    eight_sums(some, i * row + k, row, departures, i, 1, row, True, arrivals, k, row, end - begin)
+                    eight_sums(some, m * row + k, row, departures, m, 1, row, True, arrivals, k, row, end - begin)
             for k in range(0, row * row, width):
                 store(counts, k, load(counts, k) + load(some, k))
             if end % (CHUNK * FLUSH) == 0 or end == steps:

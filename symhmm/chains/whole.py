@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
+from itertools import repeat
 from math import ceil
 from typing import Any
 
@@ -14,8 +15,9 @@ from symhmm.chains import cpu
 from symhmm.chains.careful import careful_backward, careful_forward
 from symhmm.chains.places import memory, places
 from symhmm.chains.prepared import Prepared, prepared
+from symhmm.chains.single_pass import single_pass
 from symhmm.chains.sparse import listed
-from symhmm.chains.threads import cut, run, thread_count
+from symhmm.chains.threads import Task, cut, run, thread_count
 from symhmm.memory import empty_strided
 
 TOGETHER = 2**17  # bytes of messages up to which several groups of lanes are done together
@@ -41,36 +43,47 @@ def evidence_and_gradient(
     w = places(weight.shape, weight.stride(), False, layout, 1)
     i = places(initial.shape, initial.stride(), False, layout, 1)
     count = thread_count(order.seconds, max(order.groups, order.singles))
-    scratch = empty_strided((count, order.entries), (order.entries, 1), dtype)
+    beside = layout.chains - order.singles
+    work: list[tuple[Any, int, int]] = []
+    if order.groups:
+        work += [(call.kernel("whole_pass"), *x) for x in cut(order.groups, min(count, order.groups))]
+    if order.singles:
+        work += [(single_pass, beside + x, beside + y) for x, y in cut(order.singles, min(count, order.singles))]
+    own = 1 if count == 1 else len(work)  # what threads write at the same time is apart
+    scratch = empty_strided((own, order.entries), (order.entries, 1), dtype)
     evidence, first, last = (torch.empty(size, dtype=dtype) for size in (layout.batch, *2 * [call.message_size]))
-    (g_transition, f_parts, gf_gap), (g_emission, e_parts, ge_gap) = (x.parts(count) for x in call.gradients)
+    (g_transition, f_parts, f_gap), (g_emission, e_parts, e_gap) = (x.parts(own) for x in call.gradients)
     (size, rest, *_), f, e, _, gf, ge, _ = call.backward_arguments
     lost = np.zeros(layout.padded, np.uint8)
-    kernel = call.kernel("whole_pass")
     arguments = (
-        (size, rest, layout.steps, layout.chains - order.singles, order.singles, order.together), call.like,
+        (size, rest, layout.steps, beside, order.together), call.like,
         transition.data_ptr(), (f[0], *f[2:]), emission.data_ptr(), (e[0], *e[2:]),
         terminal.data_ptr(), (call.terminal.chains, *call.terminal.inner), initial.data_ptr(), (i.chains, *i.inner),
-        weight.data_ptr(), w.chains, lost, (scratch.data_ptr(), order.entries * dtype.itemsize),
-        (evidence.data_ptr(), first.data_ptr(), last.data_ptr()),
-        (f_parts.data_ptr(), e_parts.data_ptr()), (*gf, gf_gap), (*ge, ge_gap),
+        weight.data_ptr(), w.chains, lost,
     )  # fmt: skip
-    if count == 1:
-        kernel(0, 1, *arguments)
+    results = evidence.data_ptr(), first.data_ptr(), last.data_ptr()
+    at, f_at, e_at, gap = scratch.data_ptr(), f_parts.data_ptr(), e_parts.data_ptr(), order.entries * dtype.itemsize
+    tasks: list[Task] = [
+        partial(kernel, low, top, *arguments, at + k * gap, results, (f_at + k * f_gap, e_at + k * e_gap), gf, ge)
+        for k, (kernel, low, top) in zip(range(own) if own > 1 else repeat(0), work, strict=False)
+    ]
+    if own == 1:
+        for task in tasks:
+            task()
     else:
-        run([partial(kernel, part, count, *arguments) for part in range(count)])
+        run(tasks)
     if 1 in lost[: layout.chains].tobytes():
         if order.quick and listed(*terms, layout):  # in log space a list of the possible moves is many times as fast
             return _one_after_the_other(initial, *terms, weight, length)
         chains = np.flatnonzero(lost[: layout.chains])
         states = np.arange(layout.states) * i.inner[0]
         slabs = ceil(len(chains) * layout.states * layout.steps * dtype.itemsize / SLAB)
-        for low, high in cut(len(chains), min(len(chains), slabs)):
-            some = chains[low:high]
-            _repeat(
-                some, call, memory(weight, w.extent)[w.chains[some]], memory(initial, i.extent)[i.chains[some, None] + states],
-                terms, (f_parts, e_parts), (evidence, first, last),
-            )  # fmt: skip
+        for some in np.array_split(chains, min(len(chains), slabs)):
+            weights, beginning = (
+                memory(weight, w.extent)[w.chains[some]],
+                memory(initial, i.extent)[i.chains[some, None] + states],
+            )
+            _repeat(some, call, weights, beginning, terms, (f_parts, e_parts), (evidence, first, last))
     to_transition, to_emission = call.gradients
     return (
         evidence, first, to_transition.total(g_transition, f_parts), to_emission.total(g_emission, e_parts),

@@ -1,7 +1,6 @@
 """Value and gradient of chains in one call (numba): both recursions over a few lanes before the next ones are begun.
 
-Messages are read again while they are still in the cache, and threads do not wait for each other between the recursions. Chains
-that would leave most lanes of a group empty are done one by one.
+Messages are read again while they are still in the cache, and threads do not wait for each other between the recursions.
 """
 
 import numpy as np
@@ -9,9 +8,7 @@ import numpy as np
 from symhmm.chains.jit import inner, kernel
 from symhmm.chains.lanes_backward import lanes_backward
 from symhmm.chains.lanes_forward import lanes_forward
-from symhmm.chains.passes import share
 from symhmm.chains.simd import lanes_of, numbers_at
-from symhmm.chains.single_pass import single_pass
 
 
 @inner
@@ -41,43 +38,39 @@ def _begin(a, chains, lanes, states, terms, rows, stride, weights, weight_rows, 
 
 @kernel
 def whole_pass(
-    part, parts, shape, like, transition_at, f, emission_at, e, terminal_at, z, initial_at, i, weight_at, w, lost,
+    first_group, last_group, shape, like, transition_at, f, emission_at, e, terminal_at, z, initial_at, i, weight_at, w, lost,
     scratch_at, results_at, gradients_at, gf, ge,
 ):  # fmt: skip
-    """Log-probabilities of chains and their gradients, for one part of the lanes.
+    """Log-probabilities of the chains of some groups of lanes, and their gradients.
 
     Args:
-        shape: states K, joint states S / K, steps, chains, chains after these that are done one by one, groups of lanes that are
-            done together.
+        shape: states K, joint states S / K, steps, chains, groups of lanes that are done together.
         f, e: where the transition and emission terms lie, see `symhmm.chains.places.Places`: lanes, strides, and for the
             transition whether all lanes share it.
         z, i, w: where the terminal and initial terms and the weights of the results lie: chains and, but for the weights,
             stride.
         lost: receives which lanes have lost a message; they are left out of the gradients.
-        scratch_at: address of messages [steps + 1, S, lanes] and scales [steps, lanes], and the bytes to those of the next
-            part.
+        scratch_at: address of messages [steps + 1, S, lanes] and scales [steps, lanes].
         results_at: addresses of the log-probabilities [chains], and of the probabilities [chains, S] of the states before the
             first and after the last step, times the weights.
         gradients_at: addresses of the gradients of transition and emission terms.
-        gf, ge: as in `symhmm.chains.passes.backward_pass`.
+        gf, ge: as in `symhmm.chains.passes.backward_pass`, without the bytes.
     """
-    size, rest, steps, chains, singles, tile = shape
+    size, rest, steps, chains, tile = shape
     states = size * rest
     terminal, initial = numbers_at(terminal_at, like), numbers_at(initial_at, like)
     weights, evidence = numbers_at(weight_at, like), numbers_at(results_at[0], like)
     first, last = numbers_at(results_at[1], like), numbers_at(results_at[2], like)
-    messages_at = scratch_at[0] + part * scratch_at[1]
-    messages = numbers_at(messages_at, like)
+    messages = numbers_at(scratch_at, like)
     width = lanes_of(messages)
     most = states * tile * width
     idle, ending, starts = np.zeros(tile * width, np.bool_), np.empty(most), np.empty(most)
     starting, finishing = np.empty(most, messages.dtype), np.empty(most, messages.dtype)
-    low, top = share(-(-chains // width), part, parts)
-    while low < top:
-        count = min(tile, top - low)
+    for low in range(first_group, last_group, tile):
+        count = min(tile, last_group - low)
         a, lanes = low * width, count * width
         inside = min(lanes, chains - a)
-        scales_at = messages_at + (steps + 1) * states * lanes * messages.itemsize
+        scales_at = scratch_at + (steps + 1) * states * lanes * messages.itemsize
         for lane in range(lanes):
             for s in range(states):
                 ending[s * lanes + lane] = terminal[z[0][min(a + lane, chains - 1)] + s * z[1]]
@@ -85,7 +78,7 @@ def whole_pass(
             0, count, size, rest, steps, lanes, idle,
             like, transition_at, f[0][a : a + lanes], f[1], f[2], f[3], f[4],
             emission_at, e[0][a : a + lanes], e[1], e[2],
-            ending, True, messages_at, scales_at, starts, lost[a : a + lanes],
+            ending, True, scratch_at, scales_at, starts, lost[a : a + lanes],
         )  # fmt: skip
         _begin(a, inside, lanes, states, initial, i[0], i[1], weights, w, starts, evidence, first)
         for m in range(states * lanes):
@@ -95,18 +88,9 @@ def whole_pass(
             0, count, size, rest, steps, lanes, inside, idle,
             like, transition_at, f[0][a : a + lanes], f[1], f[2], f[3], f[4],
             emission_at, e[0][a : a + lanes], e[1], e[2],
-            starting, messages_at, scales_at, gradients_at[0] + part * gf[2], gf[0][a : a + lanes], gf[1],
-            gradients_at[1] + part * ge[4], ge[0][a : a + lanes], ge[1], ge[2], ge[3], finishing,
+            starting, scratch_at, scales_at, gradients_at[0], gf[0][a : a + lanes], gf[1],
+            gradients_at[1], ge[0][a : a + lanes], ge[1], ge[2], ge[3], finishing,
         )  # fmt: skip
         for lane in range(inside):
             for s in range(states):
                 last[(a + lane) * states + s] = finishing[s * lanes + lane]
-        low += count
-    low, top = share(singles, part, parts)
-    if low < top:
-        single_pass(
-            chains + low, chains + top, size, steps, like, transition_at, f[0], f[2], f[3],
-            emission_at, e[0], e[1], e[2], terminal_at, z[0], z[1], initial_at, i[0], i[1], weight_at, w, lost, messages_at,
-            results_at[0], results_at[1], results_at[2], gradients_at[0] + part * gf[2], gf[0],
-            gradients_at[1] + part * ge[4], ge[0], ge[1], ge[2], ge[3],
-        )  # fmt: skip
