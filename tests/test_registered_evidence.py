@@ -222,3 +222,13 @@ def test_kernels_are_called_without_the_dispatcher_only_where_nobody_listens():
     free = [x.clone().requires_grad_() for x in inputs]
     (seen,) = torch.autograd.grad(body(*free), free[0])
     assert_close(seen, torch.autograd.grad(chain_evidence(*free), free[0])[0])
+
+
+def test_another_default_device_changes_nothing() -> None:
+    """As `torch.set_default_device` of who has a device, while these chains are on the CPU."""
+    inputs = [torch.randn(s, dtype=torch.float64) for s in ((1, 3), (1, 1, 3, 3), (5, 9, 3), (1, 3))]
+    wanted = torch.ops.symhmm.chain_evidence_gradient(*inputs, None, 9)
+    step = trace(lambda *x: torch.ops.symhmm.chain_evidence_gradient(*x, None, 9), inputs, [])
+    constants = step.constants([])
+    with torch.device("meta"):
+        assert_close(step.numbers(inputs, constants), tuple(wanted))

@@ -83,6 +83,14 @@ def test_who_looks_at_operations_sees_them():
     assert_close(torch.autograd.grad(step.plain.body(free, *constants[:-1]), free)[0], (X * Y).exp() * Y)
 
 
+def test_another_default_device_changes_nothing():
+    step = taped(trace(between, [X], [Y]), 1, fewest=-99)
+    constants = step.constants([Y])
+    with torch.device("meta"):
+        seen = step.numbers([X], constants)
+    assert_close(seen, between(X, Y))
+
+
 def test_threads_have_memories_of_their_own():
     step = taped(trace(lambda x: ((x.exp() * 2).sum(0) - x).cumsum(0), [X], []), 1, fewest=-99)
     inputs, seen = [X + i for i in range(8)], {}

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _len_torch_dispatch_stack
+from torch._C import _len_torch_dispatch_stack, _len_torch_function_stack
 from torch._C._functorch import peek_interpreter_stack
 
 from symhmm.chains.layout import common_batch, device_sizes, layout_of
@@ -41,8 +41,12 @@ def cpu_operator(function: Callable[..., Any]) -> Any:
     @wraps(function)
     def direct(*args: Any) -> Any:
         # Neither derivatives, nor transforms, nor tracers: a call through the dispatcher takes as long as a pass over 100 steps.
+        # Nor a default device, on which a kernel would be given its memory.
         alone = (
-            torch.is_inference_mode_enabled() and peek_interpreter_stack() is None and not _len_torch_dispatch_stack()
+            torch.is_inference_mode_enabled()
+            and peek_interpreter_stack() is None
+            and not _len_torch_dispatch_stack()
+            and not _len_torch_function_stack()
         )
         return function(*args) if alone and args[0].is_cpu else operator(*args)
 

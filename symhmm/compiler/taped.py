@@ -100,7 +100,7 @@ class Part:
 def play(part: Part, memory: Tensor | None, *inputs: Tensor) -> tuple[Tensor, ...]:
     """The memory, a new one where none is given, and the results, which lie in it; ``inputs`` are copied into it."""
     if memory is None:
-        memory = torch.empty(part.size, dtype=part.dtype)
+        memory = torch.empty(part.size, dtype=part.dtype, device="cpu")  # whatever the default device is
     held = [x.contiguous() for x in inputs]
     assert [(x.numel(), x.dtype) for x in held] == part.inputs
     addresses = np.array([x.data_ptr() for x in held], dtype=np.int64)
