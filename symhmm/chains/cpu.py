@@ -33,8 +33,8 @@ def evidence(
     """Log-probability (*batch) of all that was seen, that of each initial state given it (*batch, S), and what `forward`
     keeps for the gradient."""
     call = call_of((transition, emission, terminal), length)
-    message, messages, scales, links = _forward(call, transition, emission, terminal)
-    return close(initial, message, call.layout), message, messages, scales, links
+    message, messages, scales, links = _forward(call, transition, emission, terminal, torch.float64)
+    return *close(initial, message, call.layout), messages, scales, links
 
 
 def _forward(
