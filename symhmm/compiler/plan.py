@@ -15,7 +15,9 @@ MEMORY_LIMIT = 8 * 2**30
 T = TypeVar("T")
 
 STRATEGIES = ("auto", "kernel", "stages", "segments", "sequential", "scan")
-STAGED = 2.5  # products of one dense matrix that take as long as one product of chains that move one at a time
+# Products of one dense matrix that take as long as one product of chains that move one at a time, by strategy; and for the kernel
+# where there is one row, whose matrix is that of all steps (docs/performance.md).
+STAGED, STAGED_ALONE = {"kernel": 3.5, "segments": 2.5}, 14.0
 KEPT = 2**30  # bytes of messages above which a chain makes them again in its gradient, instead of keeping all
 
 
@@ -162,7 +164,8 @@ class _Planner:
             numbers = {n: i for i, n in enumerate((*previous[0], *current))}
             sizes = [self.sizes[n] for n in current]
             stages, groups = arranged(sizes, [[numbers[k] for k in o.inputs if k in numbers] for o in transition])
-            if self.strategy == "auto" and stages.cost * STAGED > cost:
+            alone = rows == 1 and not varying and strategy == "kernel"
+            if self.strategy == "auto" and stages.cost * (STAGED_ALONE if alone else STAGED[strategy]) > cost:
                 stages, groups = None, ()
             else:
                 again = "; messages made twice" if strategy == "segments" else ""
